@@ -1,0 +1,4 @@
+//! The control socket: how a machine's owner hot-plugs disks, pauses, resumes, asks for state and ends it.
+
+pub mod client;
+pub mod protocol;
