@@ -1,7 +1,7 @@
 """Runs one command on an emulated node: emulated.py SESSION IMAGE TIMEOUT_SECONDS.
 
 SESSION is a directory made by hack/kvm-host (shares, command, environment, directory, payload.ext4 if there is one);
-IMAGE is what hack/node/build-image made. The node is QEMU with its software CPU, which emulates AMD-V, so that kvm_amd
+IMAGE is what hack/node/image/build made. The node is QEMU with its software CPU, which emulates AMD-V, so that kvm_amd
 works inside. The command's output is passed on live, and its exit status becomes this program's. Other statuses:
 
     124  the command did not end within TIMEOUT_SECONDS (0: no limit)
@@ -188,7 +188,9 @@ def qemu_command(session: pathlib.Path, image: pathlib.Path) -> list[str]:
         *("-serial", f"file:{session / 'console.log'}"),
         *("-kernel", str(image / "vmlinux"), "-initrd", str(image / "initrd")),
         *("-append", "console=ttyS0 loglevel=5 mitigations=off apparmor=0 audit=0 panic=-1 no_timer_check tsc=reliable "
-          "net.ifnames=0 random.trust_cpu=on systemd.show_status=no systemd.default_timeout_start_sec=600"),
+          "net.ifnames=0 random.trust_cpu=on "
+          "modprobe.blacklist=ahci,i2c_i801,iTCO_wdt,lpc_ich,psmouse,pcspkr,intel_rapl_msr,intel_rapl_common "
+          "systemd.show_status=no systemd.default_timeout_start_sec=600"),
         *disk("root", image / "root.ext4"),
         *("-device", "virtio-rng-pci"),
         *("-device", "virtio-serial-pci,max_ports=4"),
