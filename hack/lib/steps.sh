@@ -24,19 +24,30 @@ fail() {
     exit 1
 }
 
-# step NAME LOG CMD…: runs CMD with its output in LOG and prints one line with the time it took.
-# When CMD fails the last lines of LOG follow and its exit status is returned.
+# step NAME LOG CMD…: runs CMD with its output in LOG. What takes longer than two seconds is announced, and told with the time
+# it took; what has nothing to do stays silent. When CMD fails, the end of LOG follows and CMD's exit status is returned.
+# CMD should be a program: errexit does not hold in a shell function whose status is tested.
 step() {
-    local name=$1 log=$2 start status=0
+    local name=$1 log=$2 start announced='' ended status=0
     shift 2
     mkdir -p "$(dirname "$log")"
     start=$(now_ms)
-    say "  … $name"
-    "$@" >"$log" 2>&1 </dev/null || status=$?
+    exec {ended}< <(
+        status=0
+        "$@" >"$log" 2>&1 </dev/null || status=$?
+        echo "$status"
+    )
+    if ! read -r -t 2 -u "$ended" status; then
+        say "  … $name"
+        announced=yes
+        # No word at all: CMD's shell was killed.
+        read -r -u "$ended" status || status=125
+    fi
+    exec {ended}<&-
     if ((status)); then
         say "  ✗ $name failed after $(seconds_since "$start") s with status $status; the end of $log:"
         tail -n 40 "$log" | sed 's/^/    │ /' >&2
         return "$status"
     fi
-    say "  ✓ $name ($(seconds_since "$start") s)"
+    [[ -z $announced ]] || say "  ✓ $name ($(seconds_since "$start") s)"
 }

@@ -108,7 +108,7 @@ class Node:
                 for line in source.read_lines():
                     if line == "ready":
                         ready = True
-                        report(f"node up after {now - self.started:.1f} s (emulated)")
+                        report(f"node up after {time.monotonic() - self.started:.1f} s (emulated)")
                     elif line.startswith("exit "):
                         status = int(line.removeprefix("exit "))
         return status
@@ -187,7 +187,7 @@ def qemu_command(session: pathlib.Path, image: pathlib.Path) -> list[str]:
         *("-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot"),
         *("-serial", f"file:{session / 'console.log'}"),
         *("-kernel", str(image / "vmlinux"), "-initrd", str(image / "initrd")),
-        *("-append", "console=ttyS0 loglevel=5 mitigations=off apparmor=0 audit=0 panic=-1 no_timer_check tsc=reliable "
+        *("-append", "console=ttyS0 loglevel=5 mitigations=off apparmor=0 selinux=0 audit=0 panic=-1 no_timer_check tsc=reliable "
           "net.ifnames=0 random.trust_cpu=on "
           "modprobe.blacklist=ahci,i2c_i801,iTCO_wdt,lpc_ich,psmouse,pcspkr,intel_rapl_msr,intel_rapl_common "
           "systemd.show_status=no systemd.default_timeout_start_sec=600"),
