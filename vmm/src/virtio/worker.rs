@@ -4,7 +4,7 @@ use std::{
     io,
     os::fd::{AsRawFd, RawFd},
     thread::{Builder, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use vmm_sys_util::{
@@ -24,13 +24,14 @@ pub trait Handler: Send + 'static {
     /// Something has happened on the descriptor registered as `token`.
     fn ready(&mut self, token: u64, readiness: EventSet, events: &EventLoop) -> Next;
 
-    /// How long to wait at most before [`Handler::timeout`] is called; `None` for ever.
-    fn wait_at_most(&self) -> Option<Duration> {
+    /// When [`Handler::expired`] is to be called; `None` for never. Asked anew after each round of events. A handler
+    /// that has more to do than it may do at once names an instant that has passed.
+    fn deadline(&self) -> Option<Instant> {
         None
     }
 
-    /// The time named by [`Handler::wait_at_most`] has passed without an event.
-    fn timeout(&mut self, _events: &EventLoop) -> Next {
+    /// The instant named by [`Handler::deadline`] has come, whether or not there were events before.
+    fn expired(&mut self, _events: &EventLoop) -> Next {
         Next::GoOn
     }
 }
@@ -156,8 +157,7 @@ impl<H: Handler> Drop for Worker<H> {
 /// level-triggered events of a broken device would turn the loop for ever.
 fn run(handler: &mut impl Handler, events: &EventLoop, stop: &EventLoop) {
     while turn(handler, events) == Turn::Next {}
-    let mut event = [EpollEvent::default()];
-    while wait(stop, None, &mut event) == 0 {}
+    wait(stop, None, &mut [EpollEvent::default()]);
 }
 
 /// Whether a loop is to go on.
@@ -169,12 +169,10 @@ enum Turn {
 
 fn turn(handler: &mut impl Handler, events: &EventLoop) -> Turn {
     let mut batch = [EpollEvent::default(); BATCH];
-    let count = wait(events, handler.wait_at_most(), &mut batch);
+    let deadline = handler.deadline();
+    let count = wait(events, deadline, &mut batch);
     let ready = batch.get(..count).unwrap_or_default();
     if ready.iter().any(|event| event.data() == STOP) {
-        return Turn::End;
-    }
-    if ready.is_empty() && handler.timeout(events) == Next::Halt {
         return Turn::End;
     }
     for event in ready {
@@ -183,16 +181,24 @@ fn turn(handler: &mut impl Handler, events: &EventLoop) -> Turn {
             return Turn::End;
         }
     }
+    // What was asked for before the events is what counts: a handler that puts its deadline off at every event would
+    // otherwise never meet it.
+    if deadline.is_some_and(|deadline| deadline <= Instant::now()) && handler.expired(events) == Next::Halt {
+        return Turn::End;
+    }
     Turn::Next
 }
 
-/// Waits for events and gives their number; 0 when the time has passed.
-fn wait(events: &EventLoop, at_most: Option<Duration>, batch: &mut [EpollEvent]) -> usize {
-    let milliseconds = at_most.map_or(-1, |wait| {
-        i32::try_from(wait.as_millis().max(1)).unwrap_or(i32::MAX)
-    });
+/// Waits for events and gives their number: 0 only when the deadline has come.
+fn wait(events: &EventLoop, deadline: Option<Instant>, batch: &mut [EpollEvent]) -> usize {
     loop {
+        let milliseconds = deadline.map_or(-1, |deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up: rounded down, the last millisecond would be spent turning.
+            i32::try_from((left + Duration::from_nanos(999_999)).as_millis()).unwrap_or(i32::MAX)
+        });
         match events.epoll.wait(milliseconds, batch) {
+            Ok(0) if deadline.is_none_or(|deadline| deadline > Instant::now()) => {}
             Ok(count) => return count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
@@ -204,63 +210,110 @@ fn wait(events: &EventLoop, at_most: Option<Duration>, batch: &mut [EpollEvent])
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
     use super::*;
 
-    struct Counter {
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Tells of every event on a channel, and halts at a ring of more than 100.
+    struct Bell {
         doorbell: EventFd,
-        seen: u64,
-        halt_at: u64,
+        heard: Sender<Heard>,
+        alarm: Option<Instant>,
     }
 
-    impl Handler for Counter {
+    #[derive(Debug, PartialEq)]
+    enum Heard {
+        Rings(u64),
+        Expired,
+    }
+
+    impl Handler for Bell {
         fn register(&mut self, events: &EventLoop) -> io::Result<()> {
             events.add(self.doorbell.as_raw_fd(), 0, EventSet::IN)
         }
 
         fn ready(&mut self, _: u64, _: EventSet, _: &EventLoop) -> Next {
-            if self.seen < self.halt_at {
-                self.seen += self.doorbell.read().unwrap_or(0);
-            }
-            if self.seen >= self.halt_at {
+            let rings = self.doorbell.read().unwrap();
+            self.heard.send(Heard::Rings(rings)).unwrap();
+            if rings > 100 {
+                // Rung again, so that the loop would turn if the halted handler were still asked.
+                self.doorbell.write(1).unwrap();
                 Next::Halt
             } else {
                 Next::GoOn
             }
         }
-    }
 
-    fn counter(halt_at: u64) -> (EventFd, Counter) {
-        let doorbell = EventFd::new(EFD_NONBLOCK).unwrap();
-        (
-            doorbell.try_clone().unwrap(),
-            Counter {
-                doorbell,
-                seen: 0,
-                halt_at,
-            },
-        )
-    }
-
-    #[test]
-    fn a_stopped_worker_gives_its_handler_back_and_runs_again() {
-        let (bell, handler) = counter(u64::MAX);
-        bell.write(3).unwrap();
-        let worker = Worker::start("test", handler).unwrap();
-        while bell.read().is_ok() {
-            bell.write(3).unwrap();
+        fn deadline(&self) -> Option<Instant> {
+            self.alarm
         }
-        let handler = worker.stop();
-        bell.write(4).unwrap();
-        let mut handler = Worker::start("test", handler).unwrap().stop();
-        handler.seen += handler.doorbell.read().unwrap_or(0);
-        assert!(handler.seen >= 4, "the bell rung between two runs was lost");
+
+        fn expired(&mut self, _: &EventLoop) -> Next {
+            self.alarm = None;
+            self.heard.send(Heard::Expired).unwrap();
+            Next::GoOn
+        }
+    }
+
+    fn bell() -> (EventFd, Receiver<Heard>, Bell) {
+        let doorbell = EventFd::new(EFD_NONBLOCK).unwrap();
+        let (heard, hear) = channel();
+        let bell = Bell {
+            doorbell: doorbell.try_clone().unwrap(),
+            heard,
+            alarm: None,
+        };
+        (doorbell, hear, bell)
     }
 
     #[test]
-    fn a_halted_worker_can_still_be_stopped() {
-        let (bell, handler) = counter(1);
-        bell.write(1).unwrap();
-        let worker = Worker::start("test", handler).unwrap();
-        assert_eq!(worker.stop().halt_at, 1);
+    fn a_stopped_worker_gives_its_handler_back_and_what_happens_meanwhile_is_heard_in_the_next_run() {
+        let (ring, hear, bell) = bell();
+        let worker = Worker::start("test", bell).unwrap();
+        ring.write(3).unwrap();
+        assert_eq!(hear.recv_timeout(PATIENCE), Ok(Heard::Rings(3)));
+        let bell = worker.stop();
+        ring.write(4).unwrap();
+        assert!(hear.try_recv().is_err(), "a stopped worker has heard a ring");
+        let worker = Worker::start("test", bell).unwrap();
+        assert_eq!(hear.recv_timeout(PATIENCE), Ok(Heard::Rings(4)));
+        drop(worker);
+        assert!(
+            hear.recv().is_err(),
+            "a dropped worker has left its handler alive"
+        );
+    }
+
+    #[test]
+    fn a_halted_worker_hears_nothing_more_but_can_be_stopped() {
+        let (ring, hear, mut bell) = bell();
+        bell.alarm = Some(Instant::now() + PATIENCE);
+        let worker = Worker::start("test", bell).unwrap();
+        ring.write(101).unwrap();
+        assert_eq!(hear.recv_timeout(PATIENCE), Ok(Heard::Rings(101)));
+        let bell = worker.stop();
+        assert!(hear.try_recv().is_err());
+        assert_eq!(
+            bell.doorbell.read().unwrap(),
+            1,
+            "the ring after the halt was taken"
+        );
+    }
+
+    #[test]
+    fn a_deadline_is_met_with_and_without_events() {
+        let (_ring, hear, mut quiet) = bell();
+        quiet.alarm = Some(Instant::now() + Duration::from_millis(3));
+        let _worker = Worker::start("test", quiet).unwrap();
+        assert_eq!(hear.recv_timeout(PATIENCE), Ok(Heard::Expired));
+
+        let (ring, hear, mut noisy) = bell();
+        noisy.alarm = Some(Instant::now());
+        ring.write(1).unwrap();
+        let _worker = Worker::start("test", noisy).unwrap();
+        assert_eq!(hear.recv_timeout(PATIENCE), Ok(Heard::Rings(1)));
+        assert_eq!(hear.recv_timeout(PATIENCE), Ok(Heard::Expired));
     }
 }
