@@ -8,8 +8,10 @@
 //! chains are checked, each made of two [`buffer`]s; [`requests`] serves a ring chain by chain, [`scatter`] moves bytes
 //! between descriptors and chains, [`saved`] keeps states.
 
+pub mod block;
 pub mod buffer;
 pub mod config_space;
+pub mod console;
 pub mod device;
 pub mod requests;
 pub mod ring;

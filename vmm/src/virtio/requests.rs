@@ -47,6 +47,11 @@ impl<S: Serve> RequestQueue<S> {
         &self.ring
     }
 
+    /// What serves it.
+    pub fn server(&self) -> &S {
+        &self.server
+    }
+
     /// Serves what is in the queue now, without the worker; at most one ring full.
     pub fn drain(&mut self) {
         // The driver is told of a broken ring when the worker goes on.
