@@ -28,6 +28,7 @@ cached() {
         "$@" "$final.partial" >&2 || status=$?
         if ((status == 0)); then
             mv "$final.partial" "$final"
+            forget_unused "$cache_root/$kind"
         else
             rm -rf "$final.partial"
         fi
@@ -36,4 +37,9 @@ cached() {
     ((status == 0)) || return "$status"
     touch "$final"
     echo "$final"
+}
+
+# What has not been asked for in two weeks is of inputs that are gone.
+forget_unused() {
+    find "$1" -mindepth 1 -maxdepth 1 -mtime +14 -exec rm -rf {} +
 }
