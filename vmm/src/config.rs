@@ -3,9 +3,11 @@
 //! Every file and socket is named by a path, which is opened before the guest runs and never after, or by the number
 //! of a file descriptor that the parent left open across `exec`.
 
-use std::{os::fd::RawFd, path::PathBuf};
+use std::{collections::HashSet, fmt, os::fd::RawFd, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::memory::layout::RAM_LIMIT_MIB;
 
 /// A whole machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,6 +55,15 @@ pub enum FileSource {
     Path(PathBuf),
     /// Inherited from the parent.
     Fd(RawFd),
+}
+
+impl fmt::Display for FileSource {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(formatter),
+            Self::Fd(number) => write!(formatter, "file descriptor {number}"),
+        }
+    }
 }
 
 /// A disk: one or more pieces of files, seen by the guest as one contiguous device.
@@ -123,6 +134,99 @@ pub struct ConsoleConfig {
     pub early: bool,
 }
 
+/// What a configuration asks for that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the machine's configuration cannot be used: {field} is {value}, but must be {allowed}")]
+pub struct ConfigError {
+    /// Which value.
+    pub field: &'static str,
+    /// What it is.
+    pub value: String,
+    /// What it may be.
+    pub allowed: String,
+}
+
+impl VmConfig {
+    /// Checks all that needs no look at a file.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] for the first value out of its bounds.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        require((1..=128).contains(&self.name.len()), "name", &self.name, "1 to 128 bytes")?;
+        require(
+            (1..=VCPUS_MAX).contains(&self.vcpus),
+            "vcpus",
+            self.vcpus,
+            format!("1 to {VCPUS_MAX}"),
+        )?;
+        require(
+            (MEMORY_MIN_MIB..=RAM_LIMIT_MIB).contains(&self.memory_mib),
+            "memory_mib",
+            self.memory_mib,
+            format!("{MEMORY_MIN_MIB} to {RAM_LIMIT_MIB}"),
+        )?;
+        let mut serials = HashSet::new();
+        for disk in &self.disks {
+            disk.check()?;
+            require(
+                serials.insert(&disk.serial),
+                "the serial of a disk",
+                &disk.serial,
+                "unique in the machine",
+            )?;
+        }
+        if let Some(vsock) = &self.vsock {
+            require(
+                vsock.cid >= CID_MIN && vsock.cid < u32::MAX,
+                "the cid of vsock",
+                vsock.cid,
+                format!("at least {CID_MIN} and less than {}", u32::MAX),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl DiskConfig {
+    /// Checks what the machine asks of a disk; its device checks serial and segments.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] for a writable disk of several segments.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        require(
+            self.access == DiskAccess::ReadOnly || self.segments.len() == 1,
+            "the number of segments of a writable disk",
+            self.segments.len(),
+            "1",
+        )
+    }
+}
+
+/// The most vCPUs of a machine. All have APIC ids of 8 bits.
+pub const VCPUS_MAX: u8 = 32;
+/// The least memory of a machine, in MiB.
+pub const MEMORY_MIN_MIB: u32 = 32;
+/// The first context id that is a guest's (virtio 1.2, 5.10.4).
+pub const CID_MIN: u32 = 3;
+
+fn require(
+    holds: bool,
+    field: &'static str,
+    value: impl ToString,
+    allowed: impl Into<String>,
+) -> Result<(), ConfigError> {
+    if holds {
+        return Ok(());
+    }
+    Err(ConfigError {
+        field,
+        value: value.to_string(),
+        allowed: allowed.into(),
+    })
+}
+
 /// How a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -160,6 +264,68 @@ impl ExitReason {
             Self::Reset => 10,
             Self::Panic => 11,
             Self::TripleFault => 12,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Result<VmConfig, serde_json::Error> {
+        serde_json::from_str(json)
+    }
+
+    #[test]
+    fn the_smallest_configuration_is_a_name_a_size_and_a_kernel() {
+        let config = parse(r#"{"name":"m","vcpus":1,"memory_mib":128,"kernel":{"path":"/vmlinux"}}"#).unwrap();
+        assert_eq!(config.check(), Ok(()));
+        assert_eq!(config.kernel.to_string(), "/vmlinux");
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        assert!(
+            parse(r#"{"name":"m","vcpus":1,"memory_mib":128,"kernel":{"path":"/v"},"memory":1}"#).is_err()
+        );
+    }
+
+    #[test]
+    fn values_out_of_bounds_are_named_with_what_they_may_be() {
+        let good = parse(r#"{"name":"m","vcpus":1,"memory_mib":128,"kernel":{"fd":3}}"#).unwrap();
+        let disk = |access, segments| DiskConfig {
+            serial: "d".to_owned(),
+            access,
+            segments: vec![
+                SegmentConfig {
+                    file: FileSource::Fd(4),
+                    length: None
+                };
+                segments
+            ],
+        };
+        let cases = [
+            (VmConfig { vcpus: 0, ..good.clone() }, "vcpus is 0, but must be 1 to 32"),
+            (VmConfig { memory_mib: 16, ..good.clone() }, "memory_mib is 16"),
+            (VmConfig { name: String::new(), ..good.clone() }, "name is "),
+            (
+                VmConfig {
+                    disks: vec![disk(DiskAccess::ReadOnly, 1); 2],
+                    ..good.clone()
+                },
+                "unique",
+            ),
+            (
+                VmConfig {
+                    disks: vec![disk(DiskAccess::ReadWrite, 2)],
+                    ..good.clone()
+                },
+                "segments of a writable disk is 2",
+            ),
+        ];
+        for (config, expected) in cases {
+            let message = config.check().unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
         }
     }
 }

@@ -6,7 +6,12 @@
 //! Everything the guest writes (memory, registers, queues, packets) is hostile input: it is bounded and checked, and
 //! can at worst end this machine.
 
+pub mod boot;
 pub mod config;
 pub mod control;
+pub mod kvm;
+pub mod machine;
 pub mod memory;
+pub mod pci;
+pub mod snapshot;
 pub mod virtio;

@@ -1,8 +1,13 @@
-//! The guest's memory.
+//! The guest's memory: where what lies in the guest's physical address space, and the file that holds its RAM.
 
 use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
+
+pub mod layout;
+mod ram;
+
+pub use ram::{MemoryError, allocate};
 
 /// The guest's whole memory, shared by vCPUs and devices. Every access is bounds-checked by `vm-memory`.
 pub type GuestRam = Arc<GuestMemoryMmap<()>>;

@@ -1,0 +1,27 @@
+//! Guest RAM as KVM sees it: the one place where host addresses are given away.
+#![expect(unsafe_code, reason = "KVM takes host addresses of guest memory")]
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::{KvmError, refused};
+use crate::memory::GuestRam;
+
+/// Gives every region of `ram` to the machine. The machine must keep `ram` as long as its KVM descriptor.
+pub(super) fn register(vm: &VmFd, ram: &GuestRam) -> Result<(), KvmError> {
+    for (slot, region) in (0..).zip(ram.iter()) {
+        let slot = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().raw_value(),
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr().addr() as u64,
+        };
+        // SAFETY: The range is a whole mapping owned by `ram`, which lives as long as the machine (the caller keeps it
+        // beside the descriptor), and is only accessed through volatile operations, so the guest may change it at
+        // any time.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(refused("take the guest's memory"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! How a machine is put together, step by step.
+
+use std::sync::Arc;
+
+use super::{Accesses, Endings, Machine, MachineError, MachineFiles, ProcessStart, files::OpenDisk, system};
+use crate::{
+    boot::{acpi, kernel, pvh},
+    config::{ExitReason, VmConfig},
+    control::protocol::MachinePhase,
+    kvm::{GuestAccess, Host, OnStop, Stop, VcpuThreads, Vm},
+    memory::{self, GuestRam, layout::RamRanges},
+    pci::{PciBus, PciHost, PvPanic, virtio::VirtioFunction},
+    virtio::{
+        console::{Console, ConsoleLog},
+        device::VirtioDevice,
+        rng::Rng,
+    },
+};
+
+/// Builds the machine that `config` describes from its open `files`. It stands still, ready for its first instruction.
+///
+/// # Errors
+///
+/// [`MachineError`] saying what is missing and what to do.
+pub fn build(config: VmConfig, mut files: MachineFiles, started: ProcessStart) -> Result<Machine, MachineError> {
+    let host = Host::open()?;
+    host.check_vcpus(config.vcpus)?;
+    let ram = memory::allocate(config.memory_mib)?;
+    let vm = Arc::new(Vm::create(&host, &ram)?);
+    let start = load(&config, &mut files, &ram)?;
+
+    let endings = Arc::new(Endings::new().map_err(system("an eventfd"))?);
+    let console = console(&config, &mut files)?;
+    let disks = config.disks.iter().map(|disk| disk.serial.clone()).collect();
+    let bus = populate(&mut files, console.clone(), &vm, &ram, &endings)?;
+    let early = config.console.as_ref().is_some_and(|console| console.early);
+    let accesses = Arc::new(Accesses::new(bus, Arc::clone(&endings), console.filter(|_| early)));
+
+    let mut vcpus = Vec::with_capacity(config.vcpus.into());
+    for index in 0..config.vcpus {
+        let vcpu = vm.create_vcpu(index, config.vcpus)?;
+        vcpu.prepare_registers()?;
+        if index == 0 {
+            vcpu.prepare_boot(start.entry, start.info)?;
+        }
+        vcpus.push(vcpu);
+    }
+    let guest = Arc::clone(&accesses) as Arc<dyn GuestAccess>;
+    let vcpus = VcpuThreads::start(vcpus, &guest, &report_stops(&endings))?;
+
+    Ok(Machine {
+        config,
+        vcpus,
+        accesses,
+        endings,
+        vm,
+        ram,
+        phase: MachinePhase::Paused,
+        disks,
+        started,
+    })
+}
+
+/// Where the first vCPU starts, and what it is told.
+struct Start {
+    entry: u64,
+    info: u64,
+}
+
+/// Fills the guest's memory.
+fn load(config: &VmConfig, files: &mut MachineFiles, ram: &GuestRam) -> Result<Start, MachineError> {
+    let ranges = RamRanges::of(config.memory_mib);
+    let kernel = kernel::load_kernel(&mut files.kernel, ram, ranges)?;
+    let initramfs = files
+        .initramfs
+        .as_mut()
+        .map(|initramfs| kernel::load_initramfs(initramfs, kernel, ram, ranges))
+        .transpose()?;
+    acpi::write_tables(ram, config.vcpus, new_generation()?)?;
+    let info = pvh::write_start_info(ram, ranges, &config.cmdline, initramfs)?;
+    Ok(Start {
+        entry: kernel.entry,
+        info,
+    })
+}
+
+/// A machine like no other.
+fn new_generation() -> Result<acpi::GenerationId, MachineError> {
+    let mut id = [0; 16];
+    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| system("random bytes")(error.into()))?;
+    Ok(acpi::GenerationId(id))
+}
+
+fn console(config: &VmConfig, files: &mut MachineFiles) -> Result<Option<ConsoleLog>, MachineError> {
+    let Some((console, file)) = config.console.as_ref().zip(files.console.take()) else {
+        return Ok(None);
+    };
+    Ok(Some(ConsoleLog::new(file, console.max_bytes)?))
+}
+
+/// Places all functions on a new bus, in the order in which guests number them.
+fn populate(
+    files: &mut MachineFiles,
+    console: Option<ConsoleLog>,
+    vm: &Arc<Vm>,
+    ram: &GuestRam,
+    endings: &Arc<Endings>,
+) -> Result<PciBus, MachineError> {
+    let mut bus = PciBus::new();
+    let endings = Arc::clone(endings);
+    let panic = PvPanic::new(bus.next_address()?, Arc::new(move || endings.panic()));
+    bus.place(Box::new(panic))?;
+    if let Some(console) = console {
+        place(&mut bus, "console".to_owned(), Box::new(Console::new(console)), vm, ram)?;
+    }
+    place(&mut bus, "rng".to_owned(), Box::new(Rng::new()), vm, ram)?;
+    for disk in files.disks.drain(..) {
+        place_disk(&mut bus, disk, vm, ram)?;
+    }
+    Ok(bus)
+}
+
+/// Places a disk on the bus.
+pub(super) fn place_disk(
+    bus: &mut PciBus,
+    disk: OpenDisk,
+    vm: &Arc<Vm>,
+    ram: &GuestRam,
+) -> Result<(), MachineError> {
+    place(bus, format!("disk {}", disk.serial), Box::new(disk.block), vm, ram)
+}
+
+/// Places a virtio device on the bus.
+fn place(
+    bus: &mut PciBus,
+    name: String,
+    device: Box<dyn VirtioDevice>,
+    vm: &Arc<Vm>,
+    ram: &GuestRam,
+) -> Result<(), MachineError> {
+    let host = Arc::clone(vm) as Arc<dyn PciHost>;
+    let function = VirtioFunction::new(name, device, bus.next_address()?, host, GuestRam::clone(ram))?;
+    Ok(bus.place(Box::new(function))?)
+}
+
+/// Tells of vCPUs that cannot go on.
+fn report_stops(endings: &Arc<Endings>) -> OnStop {
+    let endings = Arc::clone(endings);
+    Arc::new(move |index, stop| match stop {
+        Stop::Kicked => {}
+        Stop::TripleFault => endings.end(
+            ExitReason::TripleFault,
+            format!("vCPU {index} met a triple fault"),
+        ),
+        Stop::Failed(reason) => endings.end(
+            ExitReason::VmmError,
+            format!("vCPU {index} cannot go on: {reason}"),
+        ),
+    })
+}

@@ -1,0 +1,260 @@
+//! Every file and socket of a machine, opened before the guest starts. Nothing is opened after.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::{
+        fd::{OwnedFd, RawFd},
+        unix::{
+            fs::OpenOptionsExt,
+            net::UnixListener,
+        },
+    },
+    path::Path,
+};
+
+use rustix::{
+    fs::{SeekFrom, seek},
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with},
+};
+
+use super::{MachineError, inherited::Inherited};
+use crate::{
+    boot::kernel::NamedFile,
+    config::{DiskAccess, DiskConfig, FileSource, VmConfig},
+    virtio::block::{Block, Segment},
+};
+
+/// Connections that may wait on the control socket to be accepted.
+const BACKLOG: i32 = 16;
+
+/// What a machine works with.
+#[derive(Debug)]
+pub struct MachineFiles {
+    /// The kernel.
+    pub kernel: NamedFile,
+    /// The initial file system.
+    pub initramfs: Option<NamedFile>,
+    /// The control socket, listening.
+    pub control: Option<OwnedFd>,
+    /// Disks, in the order of the configuration.
+    pub disks: Vec<OpenDisk>,
+    /// Taps, in the order of the configuration.
+    pub taps: Vec<OwnedFd>,
+    /// The host's side of the virtual socket device, listening.
+    pub vsock: Option<UnixListener>,
+    /// Where the console writes.
+    pub console: Option<File>,
+}
+
+/// A disk with its files.
+#[derive(Debug)]
+pub struct OpenDisk {
+    /// What the guest reads as its serial.
+    pub serial: String,
+    /// The device.
+    pub block: Block,
+}
+
+/// The sources of a configuration, of which nothing has been opened yet.
+#[derive(Debug)]
+pub struct Sources {
+    inherited: Inherited,
+}
+
+impl Sources {
+    /// Takes over every descriptor that `config` names. To be called before anything has been opened.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::Inherited`] for a number that is not open or named twice.
+    pub fn claim(config: &VmConfig) -> Result<Self, MachineError> {
+        let segments = config.disks.iter().flat_map(|disk| &disk.segments);
+        let sources = [
+            Some(&config.kernel),
+            config.initramfs.as_ref(),
+            config.control.as_ref(),
+            config.vsock.as_ref().map(|vsock| &vsock.socket),
+            config.console.as_ref().map(|console| &console.file),
+            config.exit_report.as_ref(),
+        ]
+        .into_iter()
+        .flatten()
+        .chain(segments.map(|segment| &segment.file));
+        let numbers: Vec<RawFd> = sources
+            .filter_map(|source| match source {
+                FileSource::Fd(number) => Some(*number),
+                FileSource::Path(_) => None,
+            })
+            .chain(config.nets.iter().map(|net| net.tap))
+            .collect();
+        Ok(Self {
+            inherited: Inherited::claim(numbers)?,
+        })
+    }
+
+    /// Opens the file for the report of the machine's end. Comes first: what fails later is reported there too.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::File`].
+    pub fn exit_report(&mut self, config: &VmConfig) -> Result<Option<File>, MachineError> {
+        config
+            .exit_report
+            .as_ref()
+            .map(|source| self.created(source, "exit report"))
+            .transpose()
+    }
+
+    /// Opens all else.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError`] naming the first that cannot be opened.
+    pub fn open(mut self, config: &VmConfig) -> Result<MachineFiles, MachineError> {
+        Ok(MachineFiles {
+            kernel: self.named(&config.kernel, "kernel")?,
+            initramfs: config
+                .initramfs
+                .as_ref()
+                .map(|source| self.named(source, "initramfs"))
+                .transpose()?,
+            disks: config
+                .disks
+                .iter()
+                .map(|disk| open_disk(disk, |source| self.readable(source, disk.access, "disk")))
+                .collect::<Result<_, _>>()?,
+            taps: config
+                .nets
+                .iter()
+                .map(|net| self.inherited.take(net.tap))
+                .collect::<Result<_, _>>()?,
+            vsock: config
+                .vsock
+                .as_ref()
+                .map(|vsock| self.stream_listener(&vsock.socket))
+                .transpose()?,
+            console: config
+                .console
+                .as_ref()
+                .map(|console| self.created(&console.file, "console"))
+                .transpose()?,
+            // Last: whoever can connect finds a machine that has all it needs.
+            control: config
+                .control
+                .as_ref()
+                .map(|source| self.control_listener(source))
+                .transpose()?,
+        })
+    }
+
+    fn named(&mut self, source: &FileSource, what: &'static str) -> Result<NamedFile, MachineError> {
+        Ok(NamedFile {
+            file: self.readable(source, DiskAccess::ReadOnly, what)?,
+            name: source.to_string(),
+        })
+    }
+
+    fn readable(
+        &mut self,
+        source: &FileSource,
+        access: DiskAccess,
+        what: &'static str,
+    ) -> Result<File, MachineError> {
+        match source {
+            FileSource::Fd(number) => Ok(self.inherited.take(*number)?.into()),
+            FileSource::Path(path) => OpenOptions::new()
+                .read(true)
+                .write(access == DiskAccess::ReadWrite)
+                .open(path)
+                .map_err(|source| file_error(what, path, source)),
+        }
+    }
+
+    /// A file that is made if it is not there, readable by its owner only: guests may write secrets to their consoles.
+    fn created(&mut self, source: &FileSource, what: &'static str) -> Result<File, MachineError> {
+        match source {
+            FileSource::Fd(number) => Ok(self.inherited.take(*number)?.into()),
+            FileSource::Path(path) => OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(path)
+                .map_err(|source| file_error(what, path, source)),
+        }
+    }
+
+    fn stream_listener(&mut self, source: &FileSource) -> Result<UnixListener, MachineError> {
+        match source {
+            FileSource::Fd(number) => Ok(self.inherited.take(*number)?.into()),
+            FileSource::Path(path) => {
+                UnixListener::bind(path).map_err(|source| file_error("vsock socket", path, source))
+            }
+        }
+    }
+
+    fn control_listener(&mut self, source: &FileSource) -> Result<OwnedFd, MachineError> {
+        match source {
+            FileSource::Fd(number) => self.inherited.take(*number),
+            FileSource::Path(path) => {
+                listen_for_packets(path).map_err(|source| file_error("control socket", path, source))
+            }
+        }
+    }
+}
+
+/// Builds a disk from the files that `open` gives for its segments.
+///
+/// # Errors
+///
+/// Those of `open`, and [`MachineError::Disk`].
+pub(super) fn open_disk(
+    disk: &DiskConfig,
+    mut open: impl FnMut(&FileSource) -> Result<File, MachineError>,
+) -> Result<OpenDisk, MachineError> {
+    let mut segments = Vec::with_capacity(disk.segments.len());
+    for segment in &disk.segments {
+        let file = open(&segment.file)?;
+        let length = match segment.length {
+            Some(length) => length,
+            None => whole(&file).map_err(|source| MachineError::File {
+                what: "disk",
+                name: segment.file.to_string(),
+                source,
+            })?,
+        };
+        segments.push(Segment { file, length });
+    }
+    Ok(OpenDisk {
+        serial: disk.serial.clone(),
+        block: Block::new(&disk.serial, disk.access, segments)?,
+    })
+}
+
+/// Length of a file or block device, in whole sectors.
+fn whole(file: &File) -> io::Result<u64> {
+    let bytes = seek(file, SeekFrom::End(0))?;
+    Ok(bytes / 512 * 512)
+}
+
+fn listen_for_packets(path: &Path) -> io::Result<OwnedFd> {
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+fn file_error(what: &'static str, path: &Path, source: io::Error) -> MachineError {
+    MachineError::File {
+        what,
+        name: path.display().to_string(),
+        source,
+    }
+}
