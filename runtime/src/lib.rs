@@ -1,1 +1,3 @@
-//! r
+//! The host side of a pod.
+
+pub mod image;

@@ -1,0 +1,188 @@
+//! The daemon's `[images]` section.
+
+use std::net::IpAddr;
+
+use serde::Deserialize;
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// The most layers one image may have whatever the configuration says: the kernel reads at most 255 partitions of
+/// a disk (`DISK_MAX_PARTS` in include/linux/genhd.h), and each layer is one.
+pub const MAX_LAYERS: usize = 255;
+
+/// How images are pulled and what a hostile image may at most cost.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageConfig {
+    /// Registries (`host` or `host:port`, as in an image's name) spoken to over plain HTTP. Those on loopback always
+    /// are. Default: none.
+    pub plain_http_registries: Vec<String>,
+
+    /// The most layers an image may have, at most 255. Default: 127, the limit of other runtimes.
+    pub max_image_layers: usize,
+
+    /// The most bytes one layer may have when unpacked. Default: 32 GiB.
+    pub max_layer_bytes: u64,
+
+    /// The most files, directories and other entries one layer may have. Default: 1,000,000.
+    pub max_layer_entries: u64,
+
+    /// The most bytes a manifest or an index may have. Default: 4 MiB, what registries must accept at least.
+    pub max_manifest_bytes: u64,
+
+    /// The most bytes an image's configuration may have. Default: 4 MiB.
+    pub max_config_bytes: u64,
+
+    /// Layers of one pull downloaded and converted at the same time. Default: 3.
+    pub parallel_layers: usize,
+
+    /// Seconds without one byte from the registry after which a pull is given up. Default: 60.
+    pub stall_timeout_seconds: u64,
+
+    /// Seconds within which a connection to a registry must stand. Default: 30.
+    pub connect_timeout_seconds: u64,
+}
+
+impl Default for ImageConfig {
+    fn default() -> Self {
+        Self {
+            plain_http_registries: Vec::new(),
+            max_image_layers: 127,
+            max_layer_bytes: 32 * GIB,
+            max_layer_entries: 1_000_000,
+            max_manifest_bytes: 4 * MIB,
+            max_config_bytes: 4 * MIB,
+            parallel_layers: 3,
+            stall_timeout_seconds: 60,
+            connect_timeout_seconds: 30,
+        }
+    }
+}
+
+/// A value in `[images]` that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("images.{key} = {value} must be {allowed}")]
+pub struct ImageConfigError {
+    key: &'static str,
+    value: u64,
+    allowed: &'static str,
+}
+
+impl ImageConfig {
+    /// Checks that every limit can be kept.
+    pub fn validate(&self) -> Result<(), ImageConfigError> {
+        let layers = u64::try_from(self.max_image_layers).unwrap_or(u64::MAX);
+        let parallel = u64::try_from(self.parallel_layers).unwrap_or(u64::MAX);
+        let checks = [
+            ("max_image_layers", layers, 1..=MAX_LAYERS as u64, "1 to 255"),
+            (
+                "max_layer_bytes",
+                self.max_layer_bytes,
+                MIB..=8 << 40,
+                "1 MiB to 8 TiB, in bytes",
+            ),
+            (
+                "max_layer_entries",
+                self.max_layer_entries,
+                1..=100_000_000,
+                "1 to 100000000",
+            ),
+            (
+                "max_manifest_bytes",
+                self.max_manifest_bytes,
+                KIB..=64 * MIB,
+                "1 KiB to 64 MiB, in bytes",
+            ),
+            (
+                "max_config_bytes",
+                self.max_config_bytes,
+                KIB..=64 * MIB,
+                "1 KiB to 64 MiB, in bytes",
+            ),
+            ("parallel_layers", parallel, 1..=64, "1 to 64"),
+            (
+                "stall_timeout_seconds",
+                self.stall_timeout_seconds,
+                1..=86_400,
+                "1 to 86400",
+            ),
+            (
+                "connect_timeout_seconds",
+                self.connect_timeout_seconds,
+                1..=3600,
+                "1 to 3600",
+            ),
+        ];
+        for (key, value, range, allowed) in checks {
+            if !range.contains(&value) {
+                return Err(ImageConfigError { key, value, allowed });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether `registry`, the host part of a reference, is spoken to without TLS.
+    pub(super) fn is_plain_http(&self, registry: &str) -> bool {
+        is_loopback(registry) || self.plain_http_registries.iter().any(|listed| listed == registry)
+    }
+}
+
+/// Whether `registry` (host and perhaps port) is on this host.
+pub(super) fn is_loopback(registry: &str) -> bool {
+    let host = match registry.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => registry.split(':').next().unwrap_or_default(),
+    };
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid_and_unknown_keys_are_refused() {
+        let config: ImageConfig = toml::from_str("").unwrap();
+        assert_eq!(config, ImageConfig::default());
+        config.validate().unwrap();
+        let error = toml::from_str::<ImageConfig>("max_layer_byte = 1")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("max_layer_byte"), "{error}");
+    }
+
+    #[test]
+    fn limits_out_of_range_are_named() {
+        let config: ImageConfig = toml::from_str("max_image_layers = 256").unwrap();
+        let error = config.validate().unwrap_err().to_string();
+        assert_eq!(error, "images.max_image_layers = 256 must be 1 to 255");
+    }
+
+    #[test]
+    fn loopback_and_listed_registries_are_plain_http() {
+        let config: ImageConfig = toml::from_str("plain_http_registries = ['mirror:5000']").unwrap();
+        for registry in [
+            "localhost",
+            "localhost:5000",
+            "127.0.0.1:1",
+            "127.9.9.9",
+            "[::1]",
+            "[::1]:80",
+            "mirror:5000",
+        ] {
+            assert!(config.is_plain_http(registry), "{registry}");
+        }
+        for registry in [
+            "docker.io",
+            "mirror",
+            "mirror:5001",
+            "localhost.evil.org",
+            "10.0.0.1",
+            "[::2]:80",
+        ] {
+            assert!(!config.is_plain_http(registry), "{registry}");
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Turns one layer, as it comes from a registry, into one EROFS blob, in one pass.
+//!
+//! Two threads share the work through a short queue of buffers. The first takes compressed pieces, hashes them and
+//! decompresses ([`compression`]). The second hashes the result, reads the tar archive in it and writes the blob
+//! ([`convert`], [`namespace`]). Memory is bounded by the queue and by what names may take; the files' content is never
+//! held, and nothing is ever looked up on the host's file system.
+
+mod compression;
+mod convert;
+mod error;
+mod namespace;
+
+pub(super) use compression::Piece;
+pub use convert::{Converted, convert_archive};
+pub(super) use convert::{ExpectedLayer, convert};
+pub use error::LayerError;
+
+/// What one layer may at most cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerLimits {
+    /// Bytes of the tar archive, and of the files in it with their holes.
+    pub bytes: u64,
+    /// Entries of the archive, with the directories it implies.
+    pub entries: u64,
+}
+
+impl From<&super::ImageConfig> for LayerLimits {
+    fn from(config: &super::ImageConfig) -> Self {
+        Self {
+            bytes: config.max_layer_bytes,
+            entries: config.max_layer_entries,
+        }
+    }
+}
