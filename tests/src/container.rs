@@ -25,7 +25,8 @@ pub struct ContainerSpec {
 }
 
 impl ContainerSpec {
-    /// A container from the test image `image`, such as `busybox:latest`, running the image's own command.
+    /// A container from the test image `image`, such as `busybox:latest`, running the image's own command in a
+    /// process namespace of its own.
     pub fn of(image: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -39,7 +40,7 @@ impl ContainerSpec {
                 "metadata": { "name": format!("c{number}"), "attempt": 0 },
                 "image": { "image": image },
                 "log_path": format!("c{number}.log"),
-                "linux": {},
+                "linux": { "security_context": { "namespace_options": { "pid": 1 } } },
             }),
         }
     }
@@ -169,7 +170,7 @@ impl<'p> Container<'p> {
 
     /// `crictl rm`.
     #[track_caller]
-    pub fn remove(self) {
+    pub fn remove(&self) {
         self.pod
             .daemon()
             .crictl()
@@ -270,7 +271,7 @@ impl<'p> Container<'p> {
 }
 
 /// The arguments of `crictl` that create the container `spec` describes.
-pub(crate) fn create_arguments(pod: &Pod<'_>, spec: &ContainerSpec) -> [String; 4] {
+pub fn create_arguments(pod: &Pod<'_>, spec: &ContainerSpec) -> [String; 4] {
     let file = pod.files().join(format!("{}.json", spec.text("/metadata/name")));
     fs::write(&file, spec.json()).expect("the container's JSON is written");
     [

@@ -15,6 +15,7 @@ mod cri;
 mod crictl;
 mod daemon;
 mod environment;
+mod images;
 mod inventory;
 pub mod log;
 mod pod;
@@ -23,7 +24,7 @@ pub mod registry;
 mod tree;
 mod wait;
 
-pub use container::{Container, ContainerSpec, ExecOutput};
+pub use container::{Container, ContainerSpec, ExecOutput, create_arguments};
 pub use cri::{Cri, assert_refused};
 pub use crictl::{Crictl, Output};
 pub use daemon::{Daemon, DaemonOptions};

@@ -28,7 +28,8 @@ pub struct PodSpec {
 }
 
 impl PodSpec {
-    /// A pod that asks for nothing. `name` is made unique.
+    /// A pod whose containers have process namespaces of their own, as the kubelet asks for (CRI's own default is one
+    /// for the pod), and that asks for nothing else. `name` is made unique.
     pub fn new(name: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -37,7 +38,7 @@ impl PodSpec {
             json!({ "name": name, "uid": format!("uid-{name}"), "namespace": NAMESPACE, "attempt": 0 });
         Self {
             name,
-            fields: json!({ "metadata": metadata, "linux": {} }),
+            fields: json!({ "metadata": metadata, "linux": { "security_context": { "namespace_options": { "pid": 1 } } } }),
         }
     }
 
@@ -108,7 +109,10 @@ impl Daemon {
             .expect("a directory for the pod's files");
         let logs = files.path().join("logs");
         std::fs::create_dir(&logs).expect("a directory for the pod's logs");
-        let spec = spec.with("/log_directory", logs.to_str().expect("a path in UTF-8"));
+        let spec = match spec.fields.pointer("/log_directory") {
+            Some(_) => spec,
+            None => spec.with("/log_directory", logs.to_str().expect("a path in UTF-8")),
+        };
         let config = files.path().join("pod.json");
         std::fs::write(&config, spec.json()).expect("the pod's JSON is written");
         let id = self
@@ -147,7 +151,12 @@ impl Pod<'_> {
 
     /// Where its containers' logs are.
     pub fn log_directory(&self) -> PathBuf {
-        self.files.path().join("logs")
+        self.spec
+            .fields
+            .pointer("/log_directory")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .into()
     }
 
     pub(crate) fn files(&self) -> &Path {
@@ -215,7 +224,7 @@ impl Pod<'_> {
 
     /// `crictl rmp`, after `stopp` where it still runs.
     #[track_caller]
-    pub fn remove(self) {
+    pub fn remove(&self) {
         self.daemon.crictl().ok(["rmp", "--force", &self.id]);
         self.removed.store(true, Ordering::Relaxed);
     }

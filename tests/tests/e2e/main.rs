@@ -1,6 +1,16 @@
 //! Bulkhead as its users see it: the real `crictl`, the real daemon, machines with kernels of their own.
 //!
 //! These tests run in a node with KVM, by `hack/test`; elsewhere they are ignored.
+#![allow(clippy::format_collect, reason = "the texts are short")]
 
+mod crashes;
+mod exec;
 mod exits;
+mod images;
+mod isolation;
+mod leaks;
 mod life;
+mod logs;
+mod output;
+mod refusals;
+mod users;
