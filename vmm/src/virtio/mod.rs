@@ -19,6 +19,7 @@ pub mod rng;
 pub mod saved;
 pub mod scatter;
 pub mod stage;
+pub mod vsock;
 pub mod worker;
 
 #[cfg(test)]

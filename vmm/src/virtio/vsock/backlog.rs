@@ -22,11 +22,6 @@ impl Backlog {
         self.bytes.is_empty()
     }
 
-    /// Bytes that wait.
-    pub fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
     /// Copies a buffer to the end.
     pub fn push(&mut self, buffer: &GuestBuffer<'_>) {
         let mut bytes = vec![0; buffer.len()];

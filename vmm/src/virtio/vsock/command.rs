@@ -1,8 +1,11 @@
 //! The line with which a client of the host's socket says what it wants.
 
-use std::{io, os::unix::net::UnixStream};
+use std::os::unix::net::UnixStream;
 
-use rustix::net::{RecvFlags, recv};
+use rustix::{
+    io::{Errno, retry_on_intr},
+    net::{RecvFlags, recv},
+};
 
 /// Longest line, its end included.
 pub const LINE_BYTES: usize = 64;
@@ -35,29 +38,26 @@ pub enum Line {
 /// Looks for a whole line in a non-blocking socket and takes nothing but it.
 pub fn read_line(stream: &UnixStream) -> Line {
     let mut bytes = [0; LINE_BYTES];
-    let count = match recv(stream, &mut bytes, RecvFlags::PEEK) {
+    let count = match retry_on_intr(|| recv(stream, &mut bytes, RecvFlags::PEEK)) {
         Ok((_, 0)) => return Line::Closed,
         Ok((_, count)) => count,
-        Err(error) if is_momentary(error) => return Line::Partial,
+        Err(Errno::AGAIN) => return Line::Partial,
         Err(_) => return Line::Closed,
     };
     let seen = bytes.get(..count).unwrap_or_default();
     let Some(end) = seen.iter().position(|byte| *byte == b'\n') else {
-        return if count == LINE_BYTES { Line::Bad } else { Line::Partial };
+        return if count == LINE_BYTES {
+            Line::Bad
+        } else {
+            Line::Partial
+        };
     };
     let command = seen.get(..end).and_then(parse);
     let mut line = vec![0; end + 1];
-    match recv(stream, line.as_mut_slice(), RecvFlags::empty()) {
+    match retry_on_intr(|| recv(stream, line.as_mut_slice(), RecvFlags::empty())) {
         Ok((_, taken)) if taken == line.len() => command.map_or(Line::Bad, Line::Whole),
         _ => Line::Closed,
     }
-}
-
-fn is_momentary(error: rustix::io::Errno) -> bool {
-    matches!(
-        io::Error::from(error).kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-    )
 }
 
 fn parse(line: &[u8]) -> Option<Command> {
@@ -85,8 +85,21 @@ mod tests {
         assert_eq!(parse(b"LISTEN 0"), Some(Command::Listen(0)));
         assert_eq!(parse(b"LISTEN 4294967294"), Some(Command::Listen(u32::MAX - 1)));
         for bad in [
-            "", " ", "CONNECT", "CONNECT ", "CONNECT  1", "CONNECT 1 ", "connect 1", "CONNECT +1", "CONNECT -1",
-            "CONNECT 0x1", "CONNECT 4294967295", "CONNECT 99999999999999999999", "LISTEN 1\r", "LISTEN1", "\u{e9} 1",
+            "",
+            " ",
+            "CONNECT",
+            "CONNECT ",
+            "CONNECT  1",
+            "CONNECT 1 ",
+            "connect 1",
+            "CONNECT +1",
+            "CONNECT -1",
+            "CONNECT 0x1",
+            "CONNECT 4294967295",
+            "CONNECT 99999999999999999999",
+            "LISTEN 1\r",
+            "LISTEN1",
+            "\u{e9} 1",
         ] {
             assert_eq!(parse(bad.as_bytes()), None, "{bad:?}");
         }

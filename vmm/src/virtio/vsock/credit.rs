@@ -98,8 +98,7 @@ impl FromGuest {
         let progress = self.forwarded.wrapping_sub(self.told);
         let seen = BUFFER_BYTES.saturating_sub(self.received.wrapping_sub(self.told));
         let all_gone = self.received == self.forwarded;
-        self.asked
-            || (seen < BUFFER_BYTES / 2 && progress > 0 && (progress >= WORTH_TELLING || all_gone))
+        self.asked || (seen < BUFFER_BYTES / 2 && progress > 0 && (progress >= WORTH_TELLING || all_gone))
     }
 
     /// The count for a header that goes out now.
@@ -122,7 +121,11 @@ mod tests {
             forwarded: near_wrap,
             buffer: 0,
         };
-        assert_eq!(credit.room(), 0, "nothing may be sent to a guest that has said nothing");
+        assert_eq!(
+            credit.room(),
+            0,
+            "nothing may be sent to a guest that has said nothing"
+        );
         credit.learn(100, near_wrap).unwrap();
         assert_eq!(credit.room(), 100);
         credit.send(70);
@@ -130,7 +133,11 @@ mod tests {
         credit.learn(100, near_wrap.wrapping_add(60)).unwrap();
         assert_eq!(credit.room(), 90);
         credit.learn(5, near_wrap.wrapping_add(60)).unwrap();
-        assert_eq!(credit.room(), 0, "a guest may make its buffer smaller than what is under way");
+        assert_eq!(
+            credit.room(),
+            0,
+            "a guest may make its buffer smaller than what is under way"
+        );
     }
 
     #[test]
