@@ -1,0 +1,52 @@
+//! The texts of `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` in a pod's containers.
+
+use bulkhead_proto::cri::DnsConfig;
+
+/// `/etc/resolv.conf` as the pod's DNS configuration has it; `None` for a pod without one, which gets the host's.
+pub(super) fn resolv_conf(dns: Option<&DnsConfig>) -> Option<String> {
+    let dns = dns?;
+    let mut text = String::new();
+    if !dns.searches.is_empty() {
+        text.push_str(&format!("search {}\n", dns.searches.join(" ")));
+    }
+    for server in &dns.servers {
+        text.push_str(&format!("nameserver {server}\n"));
+    }
+    if !dns.options.is_empty() {
+        text.push_str(&format!("options {}\n", dns.options.join(" ")));
+    }
+    Some(text)
+}
+
+/// `/etc/hosts` of a pod without addresses of its own.
+pub(super) fn hosts(hostname: &str) -> String {
+    format!(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
+         fe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n127.0.1.1\t{hostname}\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolv_conf_has_what_the_pod_says_in_its_order() {
+        let dns = DnsConfig {
+            servers: vec!["10.0.0.1".into(), "10.0.0.2".into()],
+            searches: vec!["a.local".into(), "local".into()],
+            options: vec!["ndots:8".into()],
+        };
+        assert_eq!(
+            resolv_conf(Some(&dns)).unwrap(),
+            "search a.local local\nnameserver 10.0.0.1\nnameserver 10.0.0.2\noptions ndots:8\n"
+        );
+        assert_eq!(resolv_conf(Some(&DnsConfig::default())).unwrap(), "");
+        assert_eq!(resolv_conf(None), None);
+    }
+
+    #[test]
+    fn a_pod_finds_itself_by_name() {
+        assert!(hosts("web-0").lines().any(|line| line.ends_with("\tweb-0")));
+    }
+}
