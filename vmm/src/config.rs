@@ -153,7 +153,12 @@ impl VmConfig {
     ///
     /// [`ConfigError`] for the first value out of its bounds.
     pub fn check(&self) -> Result<(), ConfigError> {
-        require((1..=128).contains(&self.name.len()), "name", &self.name, "1 to 128 bytes")?;
+        require(
+            (1..=128).contains(&self.name.len()),
+            "name",
+            &self.name,
+            "1 to 128 bytes",
+        )?;
         require(
             (1..=VCPUS_MAX).contains(&self.vcpus),
             "vcpus",
@@ -214,7 +219,7 @@ pub const CID_MIN: u32 = 3;
 fn require(
     holds: bool,
     field: &'static str,
-    value: impl ToString,
+    value: impl fmt::Display,
     allowed: impl Into<String>,
 ) -> Result<(), ConfigError> {
     if holds {
@@ -278,7 +283,8 @@ mod tests {
 
     #[test]
     fn the_smallest_configuration_is_a_name_a_size_and_a_kernel() {
-        let config = parse(r#"{"name":"m","vcpus":1,"memory_mib":128,"kernel":{"path":"/vmlinux"}}"#).unwrap();
+        let config =
+            parse(r#"{"name":"m","vcpus":1,"memory_mib":128,"kernel":{"path":"/vmlinux"}}"#).unwrap();
         assert_eq!(config.check(), Ok(()));
         assert_eq!(config.kernel.to_string(), "/vmlinux");
     }
@@ -305,9 +311,27 @@ mod tests {
             ],
         };
         let cases = [
-            (VmConfig { vcpus: 0, ..good.clone() }, "vcpus is 0, but must be 1 to 32"),
-            (VmConfig { memory_mib: 16, ..good.clone() }, "memory_mib is 16"),
-            (VmConfig { name: String::new(), ..good.clone() }, "name is "),
+            (
+                VmConfig {
+                    vcpus: 0,
+                    ..good.clone()
+                },
+                "vcpus is 0, but must be 1 to 32",
+            ),
+            (
+                VmConfig {
+                    memory_mib: 16,
+                    ..good.clone()
+                },
+                "memory_mib is 16",
+            ),
+            (
+                VmConfig {
+                    name: String::new(),
+                    ..good.clone()
+                },
+                "name is ",
+            ),
             (
                 VmConfig {
                     disks: vec![disk(DiskAccess::ReadOnly, 1); 2],

@@ -18,9 +18,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::BootError;
 use crate::memory::{
     GuestRam,
-    layout::{
-        ACPI_START, BAR_WINDOW_LAST, BAR_WINDOW_START, ECAM_START, GENERATION_ID, LOCAL_APIC,
-    },
+    layout::{ACPI_START, BAR_WINDOW_LAST, BAR_WINDOW_START, ECAM_START, GENERATION_ID, LOCAL_APIC},
 };
 
 /// Port of the sleep control register (ACPI 6.5, 4.8.3.7). Writing `SLP_EN | SLP_TYP = 5` powers the machine off.
@@ -31,9 +29,9 @@ pub const SLEEP_STATUS_PORT: u16 = 0x601;
 pub const RESET_PORT: u16 = 0x602;
 /// What has to be written there.
 pub const RESET_VALUE: u8 = 1;
-/// `SLP_EN`, and `SLP_TYP` of the S5 state, as they stand in the register.
+/// `SLP_EN` in the sleep control register.
 pub const SLEEP_ENABLE: u8 = 1 << 5;
-/// `SLP_TYP` of S5.
+/// `SLP_TYP` of the S5 state, which stands in bits 2 to 4.
 pub const SLEEP_TYPE_S5: u8 = 5;
 
 const OEM_ID: [u8; 6] = *b"BLKHD ";
@@ -53,7 +51,7 @@ pub fn write_tables(ram: &GuestRam, vcpus: u8, generation: GenerationId) -> Resu
     let mut area = Area {
         bytes: vec![0; Rsdp::len()],
     };
-    let dsdt = area.append(&dsdt().as_slice());
+    let dsdt = area.append(dsdt().as_slice());
     let tables = [
         area.append_table(&fadt(dsdt)),
         area.append_table(&madt(vcpus)),
@@ -116,6 +114,10 @@ impl Area {
     }
 }
 
+/// `IAPC_BOOT_ARCH` flags (ACPI 6.5, 5.2.9.3): hardware that a guest need not look for.
+const NO_VGA: u16 = 1 << 2;
+const NO_CMOS_CLOCK: u16 = 1 << 5;
+
 fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
     let register = |port: u16| {
         GAS::new(
@@ -133,6 +135,7 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
         .flag(Flags::ResetRegSup)
         .flag(Flags::Headless)
         .flag(Flags::Wbinvd);
+    fadt.iapc_boot_arch = (NO_VGA | NO_CMOS_CLOCK).into();
     fadt.reset_reg = register(RESET_PORT);
     fadt.reset_value = RESET_VALUE;
     fadt.sleep_control_reg = register(SLEEP_CONTROL_PORT);

@@ -46,18 +46,27 @@ pub struct LoadedModule {
 /// # Errors
 ///
 /// [`BootError::NoKernel`] for a file of another kind, [`BootError::TooSmall`] when it does not fit.
-pub fn load_kernel(kernel: &mut NamedFile, ram: &GuestRam, ranges: RamRanges) -> Result<LoadedKernel, BootError> {
+pub fn load_kernel(
+    kernel: &mut NamedFile,
+    ram: &GuestRam,
+    ranges: RamRanges,
+) -> Result<LoadedKernel, BootError> {
     let no_kernel = |reason: String| BootError::NoKernel {
         file: kernel.name.clone(),
         reason,
     };
-    let loaded = Elf::load(ram.as_ref(), None, &mut kernel.file, Some(GuestAddress(KERNEL_START)))
-        .map_err(|error| match error {
-            loader::Error::Elf(elf::Error::ReadKernelImage) => no_kernel(
-                "it is cut short, or its segments do not lie in the guest's memory".to_owned(),
-            ),
-            other => no_kernel(other.to_string()),
-        })?;
+    let loaded = Elf::load(
+        ram.as_ref(),
+        None,
+        &mut kernel.file,
+        Some(GuestAddress(KERNEL_START)),
+    )
+    .map_err(|error| match error {
+        loader::Error::Elf(elf::Error::ReadKernelImage) => {
+            no_kernel("it is cut short, or its segments do not lie in the guest's memory".to_owned())
+        }
+        other => no_kernel(other.to_string()),
+    })?;
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
         return Err(no_kernel("it has no PVH entry (ELF note Xen 18)".to_owned()));
     };
@@ -66,7 +75,11 @@ pub fn load_kernel(kernel: &mut NamedFile, ram: &GuestRam, ranges: RamRanges) ->
         end: loaded.kernel_end,
     };
     if loaded.end > ranges.low_end {
-        return Err(too_small(format!("the kernel {}", kernel.name), loaded.end, ranges));
+        return Err(too_small(
+            format!("the kernel {}", kernel.name),
+            loaded.end,
+            ranges,
+        ));
     }
     if !(KERNEL_START..loaded.end).contains(&loaded.entry) {
         return Err(no_kernel(format!(
@@ -122,7 +135,7 @@ fn too_small(what: String, needed: u64, ranges: RamRanges) -> BootError {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Seek, Write};
 
     use super::*;
     use crate::memory::allocate;
@@ -130,7 +143,7 @@ mod tests {
     fn named(bytes: &[u8]) -> NamedFile {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        std::io::Seek::rewind(&mut file).unwrap();
+        file.rewind().unwrap();
         NamedFile {
             file,
             name: "/boot/test-kernel".to_owned(),
@@ -171,7 +184,12 @@ mod tests {
             file.extend(half.to_le_bytes());
         }
         file.extend(program_header(1, header_size, address, code.len() as u64));
-        file.extend(program_header(4, header_size + code.len() as u64, 0, note.len() as u64));
+        file.extend(program_header(
+            4,
+            header_size + code.len() as u64,
+            0,
+            note.len() as u64,
+        ));
         assert_eq!(file.len() as u64, header_size);
         file.extend(code);
         file.extend(note);

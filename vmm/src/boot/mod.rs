@@ -21,7 +21,9 @@ pub enum BootError {
         reason: String,
     },
     /// The guest is too small.
-    #[error("the guest's memory of {memory_mib} MiB is too small for {what}, which needs {needed_mib} MiB; raise memory_mib")]
+    #[error(
+        "the guest's memory of {memory_mib} MiB is too small for {what}, which needs {needed_mib} MiB; raise memory_mib"
+    )]
     TooSmall {
         /// What does not fit.
         what: String,

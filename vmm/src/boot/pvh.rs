@@ -8,8 +8,8 @@ use super::{BootError, kernel::LoadedModule};
 use crate::memory::{
     GuestRam,
     layout::{
-        ACPI_END, ACPI_START, BOOT_PAGE, CONVENTIONAL_END, ECAM_SIZE, ECAM_START, HIGH_RAM_START, KERNEL_START,
-        PAGE_SIZE, RamRanges,
+        ACPI_END, ACPI_START, BOOT_PAGE, CONVENTIONAL_END, ECAM_SIZE, ECAM_START, HIGH_RAM_START,
+        KERNEL_START, PAGE_SIZE, RamRanges,
     },
 };
 
@@ -60,7 +60,7 @@ pub fn write_start_info(
         cmdline_paddr: COMMAND_LINE,
         rsdp_paddr: ACPI_START,
         memmap_paddr: MEMORY_MAP,
-        memmap_entries: u32::try_from(memory_map.len()).expect("a memory map has few entries"),
+        memmap_entries: u32::try_from(memory_map.len()).unwrap_or_default(),
         ..hvm_start_info::default()
     };
     write(ram, "the start info", BOOT_PAGE, start_info.as_slice())?;
@@ -72,7 +72,10 @@ pub fn write_start_info(
         };
         write(ram, "the module list", MODULES, module.as_slice())?;
     }
-    for (address, entry) in (MEMORY_MAP..).step_by(size_of::<hvm_memmap_table_entry>()).zip(&memory_map) {
+    for (address, entry) in (MEMORY_MAP..)
+        .step_by(size_of::<hvm_memmap_table_entry>())
+        .zip(&memory_map)
+    {
         write(ram, "the memory map", address, entry.as_slice())?;
     }
     write(ram, "the command line", COMMAND_LINE, command_line.as_bytes())?;

@@ -12,8 +12,8 @@ use std::{
 use rustix::{
     io::Errno,
     net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, SocketFlags, accept_with,
-        recvmsg, send,
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, SocketFlags,
+        accept_with, recvmsg, send,
     },
 };
 
@@ -70,7 +70,9 @@ impl Server {
             self.accept(watch);
             return;
         };
-        let Ok(place) = usize::try_from(client) else { return };
+        let Ok(place) = usize::try_from(client) else {
+            return;
+        };
         if !self.serve_client(place, serve)
             && let Some(client) = self.clients.get_mut(place)
         {
@@ -108,9 +110,8 @@ impl Server {
         let response = match receive(client, &mut self.packet) {
             Ok(Received::Request(request, descriptors)) => serve(request, descriptors),
             Ok(Received::Malformed(message)) => Response::Error(ControlFailure { message }),
-            Ok(Received::End) => return false,
             Err(Errno::AGAIN | Errno::INTR) => return true,
-            Err(_) => return false,
+            Ok(Received::End) | Err(_) => return false,
         };
         answer(client, &response)
     }
@@ -171,9 +172,7 @@ fn answer(client: &OwnedFd, response: &Response) -> bool {
 mod tests {
     use std::{cell::RefCell, os::fd::AsFd};
 
-    use rustix::net::{
-        AddressFamily, SocketAddrUnix, SocketType, bind, connect, listen, recv, socket_with,
-    };
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, connect, listen, recv, socket_with};
 
     use super::*;
 
@@ -189,7 +188,13 @@ mod tests {
     }
 
     fn socket() -> OwnedFd {
-        socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+        socket_with(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap()
     }
 
     /// A server with one client, whose token is 11.
@@ -226,11 +231,19 @@ mod tests {
     fn a_request_is_served_and_a_malformed_one_answered_with_its_fault() {
         let watch = Remembered::default();
         let (mut server, client) = connected(&watch);
-        for malformed in [&b"{\"reboot\":{}}"[..], b"\xff\xfe", &vec![b' '; PACKET_BYTES + 1]] {
+        for malformed in [
+            &b"{\"reboot\":{}}"[..],
+            b"\xff\xfe",
+            &vec![b' '; PACKET_BYTES + 1],
+        ] {
             let Response::Error(failure) = ask(&mut server, &client, malformed) else {
                 panic!("a malformed request was taken");
             };
-            assert!(failure.message.starts_with("the request is"), "{}", failure.message);
+            assert!(
+                failure.message.starts_with("the request is"),
+                "{}",
+                failure.message
+            );
         }
         assert_eq!(ask(&mut server, &client, b"\"pause\""), Response::Done);
     }

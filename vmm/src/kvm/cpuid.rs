@@ -40,7 +40,10 @@ pub(super) fn for_vcpu(supported: &CpuId, index: u8, count: u8) -> Result<CpuId,
         .iter()
         .find(|entry| entry.function == 0)
         .map_or(0, |entry| entry.eax);
-    for leaf in TOPOLOGY_LEAVES.into_iter().filter(|leaf| *leaf <= last_basic_leaf) {
+    for leaf in TOPOLOGY_LEAVES
+        .into_iter()
+        .filter(|leaf| *leaf <= last_basic_leaf)
+    {
         entries.extend(topology.levels(leaf));
     }
     CpuId::from_entries(&entries).map_err(|error| KvmError::Refused {
@@ -187,7 +190,15 @@ mod tests {
         assert_eq!((cores.eax, cores.ebx, cores.ecx, cores.edx), (2, 3, 0x201, 2));
         assert_eq!(leaf(&cpuid, 0x8000_0008, 0).unwrap().ecx & 0xf0ff, 0x2002);
         assert_eq!(leaf(&cpuid, 0x8000_0001, 0).unwrap().ecx, AMD_ECX_CMP_LEGACY);
-        assert_eq!(leaf(&cpuid, 0x8000_000a, 0), None, "nested virtualisation is offered");
-        assert_eq!(leaf(&cpuid, 0x1f, 0), None, "a leaf beyond the last basic one is there");
+        assert_eq!(
+            leaf(&cpuid, 0x8000_000a, 0),
+            None,
+            "nested virtualisation is offered"
+        );
+        assert_eq!(
+            leaf(&cpuid, 0x1f, 0),
+            None,
+            "a leaf beyond the last basic one is there"
+        );
     }
 }

@@ -101,5 +101,4 @@ impl Host {
             .as_slice()
             .to_vec())
     }
-
 }

@@ -1,5 +1,8 @@
 //! The page that a vCPU shares with KVM: what is read and written of it beyond what the bindings offer.
-#![expect(unsafe_code, reason = "the page is shared with the kernel and with the thread that kicks the vCPU")]
+#![expect(
+    unsafe_code,
+    reason = "the page is shared with the kernel and with the thread that kicks the vCPU"
+)]
 
 use std::{
     ptr::NonNull,

@@ -171,7 +171,9 @@ impl Vcpu {
                         run_page::internal_error(self.fd.get_kvm_run())
                     ));
                 }
-                Ok(other) => return Stop::Failed(format!("KVM gave an exit that was not asked for: {other:?}")),
+                Ok(other) => {
+                    return Stop::Failed(format!("KVM gave an exit that was not asked for: {other:?}"));
+                }
                 Err(error) => {
                     let error: io::Error = error.into();
                     match error.kind() {

@@ -65,10 +65,7 @@ impl Vcpu {
         let general = self.fd.get_regs().map_err(what("registers"))?;
         let system = self.fd.get_sregs().map_err(what("system registers"))?;
         let xsave = self.fd.get_xsave().map_err(what("the extended state"))?;
-        let extended_control = self
-            .fd
-            .get_xcrs()
-            .map_err(what("extended control registers"))?;
+        let extended_control = self.fd.get_xcrs().map_err(what("extended control registers"))?;
         let debug = self.fd.get_debug_regs().map_err(what("debug registers"))?;
         let local_apic = self.fd.get_lapic().map_err(what("the local APIC"))?;
         let cpuid = self

@@ -157,7 +157,7 @@ impl fmt::Debug for VcpuThreads {
             .debug_struct("VcpuThreads")
             .field("gate", &self.gate)
             .field("count", &self.threads.len())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

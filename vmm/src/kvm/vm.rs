@@ -114,9 +114,8 @@ pub struct ClockState {
 
 impl PciHost for Vm {
     fn signal(&self, address: u64, data: u32) {
-        let [low, high] = [address & u64::from(u32::MAX), address >> 32].map(|half| {
-            u32::try_from(half).expect("half of 64 bits fits 32")
-        });
+        let [low, high] = [address & u64::from(u32::MAX), address >> 32]
+            .map(|half| u32::try_from(half).expect("half of 64 bits fits 32"));
         let message = kvm_msi {
             address_lo: low,
             address_hi: high,

@@ -1,5 +1,8 @@
 //! Setting the extended state of a vCPU.
-#![expect(unsafe_code, reason = "KVM may read more than the structure when large states are permitted")]
+#![expect(
+    unsafe_code,
+    reason = "KVM may read more than the structure when large states are permitted"
+)]
 
 use kvm_bindings::kvm_xsave;
 

@@ -34,6 +34,9 @@ const PORTS: &[(u16, Port)] = &[
     (RESET_PORT, Port::Reset),
 ];
 
+/// What is written to enter the S5 state. No other state is offered.
+const POWER_OFF: u8 = SLEEP_ENABLE | SLEEP_TYPE_S5 << 2;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Port {
     UartData,
@@ -90,10 +93,8 @@ impl GuestAccess for Accesses {
                 let divisor = control & UART_DIVISOR_ACCESS != 0;
                 self.uart_divisor.store(divisor, Ordering::Relaxed);
             }
-            (Port::SleepControl, [value]) if value & SLEEP_ENABLE != 0 => {
-                if value >> 2 & 0x7 == SLEEP_TYPE_S5 {
-                    self.endings.end(ExitReason::PowerOff, "the guest powered off");
-                }
+            (Port::SleepControl, [POWER_OFF]) => {
+                self.endings.end(ExitReason::PowerOff, "the guest powered off");
             }
             (Port::Reset, [RESET_VALUE]) => {
                 self.endings.end(ExitReason::Reset, "the guest asked for a reset");

@@ -22,7 +22,11 @@ use crate::{
 /// # Errors
 ///
 /// [`MachineError`] saying what is missing and what to do.
-pub fn build(config: VmConfig, mut files: MachineFiles, started: ProcessStart) -> Result<Machine, MachineError> {
+pub fn build(
+    config: VmConfig,
+    mut files: MachineFiles,
+    started: ProcessStart,
+) -> Result<Machine, MachineError> {
     let host = Host::open()?;
     host.check_vcpus(config.vcpus)?;
     let ram = memory::allocate(config.memory_mib)?;
@@ -34,7 +38,11 @@ pub fn build(config: VmConfig, mut files: MachineFiles, started: ProcessStart) -
     let disks = config.disks.iter().map(|disk| disk.serial.clone()).collect();
     let bus = populate(&mut files, console.clone(), &vm, &ram, &endings)?;
     let early = config.console.as_ref().is_some_and(|console| console.early);
-    let accesses = Arc::new(Accesses::new(bus, Arc::clone(&endings), console.filter(|_| early)));
+    let accesses = Arc::new(Accesses::new(
+        bus,
+        Arc::clone(&endings),
+        console.filter(|_| early),
+    ));
 
     let mut vcpus = Vec::with_capacity(config.vcpus.into());
     for index in 0..config.vcpus {
@@ -112,7 +120,13 @@ fn populate(
     let panic = PvPanic::new(bus.next_address()?, Arc::new(move || endings.panic()));
     bus.place(Box::new(panic))?;
     if let Some(console) = console {
-        place(&mut bus, "console".to_owned(), Box::new(Console::new(console)), vm, ram)?;
+        place(
+            &mut bus,
+            "console".to_owned(),
+            Box::new(Console::new(console)),
+            vm,
+            ram,
+        )?;
     }
     place(&mut bus, "rng".to_owned(), Box::new(Rng::new()), vm, ram)?;
     for disk in files.disks.drain(..) {
@@ -128,7 +142,13 @@ pub(super) fn place_disk(
     vm: &Arc<Vm>,
     ram: &GuestRam,
 ) -> Result<(), MachineError> {
-    place(bus, format!("disk {}", disk.serial), Box::new(disk.block), vm, ram)
+    place(
+        bus,
+        format!("disk {}", disk.serial),
+        Box::new(disk.block),
+        vm,
+        ram,
+    )
 }
 
 /// Places a virtio device on the bus.

@@ -77,10 +77,7 @@ impl Endings {
 
     /// How the machine has ended, if it has.
     pub fn report(&self) -> Option<ExitReport> {
-        self.first
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.first.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn wake(&self) {

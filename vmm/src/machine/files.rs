@@ -5,10 +5,7 @@ use std::{
     io,
     os::{
         fd::{OwnedFd, RawFd},
-        unix::{
-            fs::OpenOptionsExt,
-            net::UnixListener,
-        },
+        unix::{fs::OpenOptionsExt, net::UnixListener},
     },
     path::Path,
 };

@@ -1,5 +1,8 @@
 //! File descriptors that the parent left open for this process.
-#![expect(unsafe_code, reason = "numbers of descriptors become their owners here, and only here")]
+#![expect(
+    unsafe_code,
+    reason = "numbers of descriptors become their owners here, and only here"
+)]
 
 use std::{
     collections::HashMap,
@@ -34,7 +37,8 @@ impl Inherited {
             }
             // SAFETY: The borrow ends with the call, which only asks whether the number is an open descriptor.
             let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-            fcntl_setfd(borrowed, FdFlags::CLOEXEC).map_err(|_| bad("the parent left no such descriptor open"))?;
+            fcntl_setfd(borrowed, FdFlags::CLOEXEC)
+                .map_err(|_| bad("the parent left no such descriptor open"))?;
             // SAFETY: The descriptor is open, as the call above has shown; nothing in this process owns it, since it was
             // there before anything was opened; and the check for duplicates leaves it one owner.
             descriptors.insert(number, unsafe { OwnedFd::from_raw_fd(number) });

@@ -42,7 +42,8 @@ impl EndSignals {
     pub fn new() -> io::Result<Self> {
         let signals = create_sigset(&SIGNALS)?;
         // SAFETY: The set is a valid one and is only read during the call.
-        let number = unsafe { libc::signalfd(-1, &raw const signals, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        let number =
+            unsafe { libc::signalfd(-1, &raw const signals, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
         if number < 0 {
             return Err(io::Error::last_os_error());
         }

@@ -43,8 +43,8 @@ pub fn allocate(mib: u32) -> Result<GuestRam, MemoryError> {
     let ranges = RamRanges::of(mib);
     let file = Arc::new(memory_file(ranges).map_err(|source| MemoryError::File { mib, source })?);
     let low = region(&file, 0, ranges.low_end, 0);
-    let high = (ranges.high_size() > 0)
-        .then(|| region(&file, ranges.low_end, ranges.high_size(), HIGH_RAM_START));
+    let high =
+        (ranges.high_size() > 0).then(|| region(&file, ranges.low_end, ranges.high_size(), HIGH_RAM_START));
     let regions: Result<Vec<_>, String> = [Some(low), high].into_iter().flatten().collect();
     regions
         .and_then(|regions| GuestMemoryMmap::from_regions(regions).map_err(|error| error.to_string()))
@@ -80,8 +80,14 @@ mod tests {
         let ram = allocate(4096).unwrap();
         assert!(ram.write_obj(1u8, GuestAddress(LOW_RAM_LIMIT - 1)).is_ok());
         assert!(ram.write_obj(1u8, GuestAddress(LOW_RAM_LIMIT)).is_err());
-        assert!(ram.write_obj(1u8, GuestAddress(HIGH_RAM_START + (1 << 30) - 1)).is_ok());
-        assert!(ram.write_obj(1u8, GuestAddress(HIGH_RAM_START + (1 << 30))).is_err());
+        assert!(
+            ram.write_obj(1u8, GuestAddress(HIGH_RAM_START + (1 << 30) - 1))
+                .is_ok()
+        );
+        assert!(
+            ram.write_obj(1u8, GuestAddress(HIGH_RAM_START + (1 << 30)))
+                .is_err()
+        );
         let file = ram.iter().next().and_then(|region| region.file_offset()).unwrap();
         assert_eq!(
             ftruncate(file.file(), 4096).unwrap_err(),

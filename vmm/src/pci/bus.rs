@@ -105,7 +105,9 @@ impl PciBus {
     ///
     /// [`DeviceError`] of the first that cannot.
     pub fn resume(&mut self) -> Result<(), DeviceError> {
-        self.functions.iter_mut().try_for_each(|function| function.resume())
+        self.functions
+            .iter_mut()
+            .try_for_each(|function| function.resume())
     }
 
     /// Saves all functions, which must be paused.
@@ -144,7 +146,10 @@ impl PciBus {
 
     /// Finds what answers at `address`.
     fn target(&mut self, address: u64) -> Option<Target<'_>> {
-        if let Some(offset) = address.checked_sub(ECAM_START).filter(|offset| *offset < ECAM_SIZE) {
+        if let Some(offset) = address
+            .checked_sub(ECAM_START)
+            .filter(|offset| *offset < ECAM_SIZE)
+        {
             let place = ConfigAddress::of(offset)?;
             let function = self.functions.get_mut(place.device)?;
             return Some(Target::Config(function.as_mut(), place.offset));
@@ -234,8 +239,16 @@ mod tests {
         for nothing in [2 << 15, (1 << 15) + (1 << 12), 31 << 15] {
             assert_eq!(read(&mut bus, ECAM_START + nothing, 4), [0xff; 4]);
         }
-        assert_eq!(read(&mut bus, ECAM_START, 8), [0xff; 8], "an access that is too wide");
-        assert_eq!(read(&mut bus, ECAM_START + 1, 2), [0xff; 2], "an access that is not aligned");
+        assert_eq!(
+            read(&mut bus, ECAM_START, 8),
+            [0xff; 8],
+            "an access that is too wide"
+        );
+        assert_eq!(
+            read(&mut bus, ECAM_START + 1, 2),
+            [0xff; 2],
+            "an access that is not aligned"
+        );
     }
 
     #[test]
@@ -243,7 +256,11 @@ mod tests {
         let mut bus = bus();
         let config = ECAM_START + (1 << 15);
         let home = BAR_WINDOW_START + BAR_SPACING;
-        assert_eq!(read(&mut bus, home, 1), [0xff], "memory answers before it is switched on");
+        assert_eq!(
+            read(&mut bus, home, 1),
+            [0xff],
+            "memory answers before it is switched on"
+        );
         bus.write(config + 4, &[2]);
         assert_eq!(read(&mut bus, home, 1), [1]);
         bus.write(config + 0x10, &0x1234_5000u32.to_le_bytes());

@@ -83,7 +83,11 @@ impl ConfigSpace {
         space
     }
 
-    /// Adds memory of `size` bytes, a power of two of at least 16, at `address` in BAR 0 and 1. The guest may move it.
+    /// Adds memory of `size` bytes at `address` in BAR 0 and 1. The guest may move it.
+    ///
+    /// # Panics
+    ///
+    /// Unless `size` is a power of two of at least 16.
     pub fn add_memory(&mut self, size: u64, address: u64) {
         assert!(size.is_power_of_two() && size >= 16, "a BAR of {size} bytes");
         self.memory_size = size;
@@ -95,6 +99,10 @@ impl ConfigSpace {
 
     /// Adds a capability with the given id: `body` is what follows the pointer to the next one, `writable` the bits of it
     /// that the guest may write. Gives the offset of the capability.
+    ///
+    /// # Panics
+    ///
+    /// When the capabilities of a function do not fit its 256 bytes.
     pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> u16 {
         let offset = self.next_capability;
         self.set(STATUS, &STATUS_CAPABILITIES.to_le_bytes());
@@ -223,13 +231,21 @@ mod tests {
         let mut space = space();
         assert_eq!(space.memory(), None);
         space.write(0x04, &[0xff, 0xff]);
-        assert_eq!(read32(&space, 0x04), 0x0000_0406, "bits beyond the three are writable");
+        assert_eq!(
+            read32(&space, 0x04),
+            0x0000_0406,
+            "bits beyond the three are writable"
+        );
         assert_eq!(space.memory(), Some(0x40_0001_0000..0x40_0001_8000));
         space.write(0x10, &0xc000_0000u32.to_le_bytes());
         assert_eq!(space.memory(), Some(0x40_c000_0000..0x40_c000_8000));
         space.write(0x10, &[0xff; 4]);
         space.write(0x14, &[0xff; 4]);
-        assert_eq!(space.memory(), None, "memory that passes the end of the address space");
+        assert_eq!(
+            space.memory(),
+            None,
+            "memory that passes the end of the address space"
+        );
     }
 
     #[test]

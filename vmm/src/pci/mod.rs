@@ -128,6 +128,8 @@ impl SavedFunction {
         if self.version != SAVED_FUNCTION_VERSION {
             return Err(bad(format!("its version {} is not known", self.version)));
         }
-        config.restore(&self.config).map_err(|reason| bad(reason.to_owned()))
+        config
+            .restore(&self.config)
+            .map_err(|reason| bad(reason.to_owned()))
     }
 }

@@ -40,7 +40,10 @@ impl MachineSnapshot {
             ));
         }
         if self.memory_mib != memory_mib {
-            return bad(format!("it has {} MiB of memory, this machine {memory_mib}", self.memory_mib));
+            return bad(format!(
+                "it has {} MiB of memory, this machine {memory_mib}",
+                self.memory_mib
+            ));
         }
         if self.vcpus.len() != vcpus {
             return bad(format!("it has {} vCPUs, this machine {vcpus}", self.vcpus.len()));

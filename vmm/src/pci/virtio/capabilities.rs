@@ -70,6 +70,11 @@ pub(super) struct Offsets {
     pub(super) window: u16,
 }
 
+/// What the driver writes of the window, after the first two bytes: which BAR, offset, length and data.
+const WINDOW_WRITABLE: [u8; 18] = [
+    0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+];
+
 /// Adds all capabilities of a device with `vectors` vectors.
 pub(super) fn add(config: &mut ConfigSpace, vectors: u16) -> Offsets {
     let multiplier = NOTIFY_MULTIPLIER.to_le_bytes();
@@ -83,9 +88,7 @@ pub(super) fn add(config: &mut ConfigSpace, vectors: u16) -> Offsets {
         config.add_capability(VENDOR, &vendor_body(kind, offset, length, more), &[]);
     }
     let window = vendor_body(PCI_CFG, 0, 0, &[0; 4]);
-    // The driver writes which BAR, offset and length it wants, and the data.
-    let writable = [0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
-    let window = config.add_capability(VENDOR, &window, &writable);
+    let window = config.add_capability(VENDOR, &window, &WINDOW_WRITABLE);
     Offsets {
         msix: config.add_capability(MSIX, &msix_body(vectors), &crate::pci::msix_control_writable()),
         window,

@@ -167,7 +167,8 @@ impl CommonConfig {
 
     /// Whether `saved` is of a device like this one.
     pub(super) fn is_like(&self, saved: &Self) -> bool {
-        let sizes = |config: &Self| -> Vec<u16> { config.queues.iter().map(|queue| queue.max_size).collect() };
+        let sizes =
+            |config: &Self| -> Vec<u16> { config.queues.iter().map(|queue| queue.max_size).collect() };
         self.offered == saved.offered && sizes(self) == sizes(saved)
     }
 

@@ -99,8 +99,7 @@ impl VirtioInterrupt {
 
     /// Maps the configuration to a vector; one that is not there reads back as none, which tells the driver.
     pub(super) fn set_config_vector(&self, vector: u16) {
-        self.config_vector
-            .store(self.existing(vector), Ordering::SeqCst);
+        self.config_vector.store(self.existing(vector), Ordering::SeqCst);
     }
 
     pub(super) fn queue_vector(&self, queue: u16) -> u16 {
@@ -161,7 +160,11 @@ impl VirtioInterrupt {
     }
 
     fn existing(&self, vector: u16) -> u16 {
-        if self.msix().has(vector) { vector } else { NO_VECTOR }
+        if self.msix().has(vector) {
+            vector
+        } else {
+            NO_VECTOR
+        }
     }
 
     fn raise(&self, vector: u16, isr: u8) {

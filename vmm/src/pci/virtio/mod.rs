@@ -16,7 +16,9 @@ use self::{
 use super::{ConfigSpace, Identity, PciFunction, PciHost, SavedFunction};
 use crate::{
     memory::GuestRam,
-    virtio::device::{Activation, ActiveQueue, DeviceError, DeviceKind, Interrupt, SavedDevice, VirtioDevice},
+    virtio::device::{
+        Activation, ActiveQueue, DeviceError, DeviceKind, Interrupt, SavedDevice, VirtioDevice,
+    },
 };
 
 mod capabilities;
@@ -61,6 +63,10 @@ impl VirtioFunction {
     /// # Errors
     ///
     /// [`DeviceError::Worker`] when the process has no descriptor left for a doorbell.
+    ///
+    /// # Panics
+    ///
+    /// For a device of more than 65,535 queues.
     pub fn new(
         name: String,
         device: Box<dyn VirtioDevice>,
@@ -336,7 +342,11 @@ impl Doorbells {
     /// Moves the doorbells with the function's memory, to `base` or to nowhere. Where KVM cannot watch (a guest may put
     /// two functions at one address), the write comes to [`Doorbells::ring`] instead.
     fn follow(&mut self, base: Option<u64>) {
-        for (bell, distance) in self.bells.iter_mut().zip((0u64..).step_by(NOTIFY_MULTIPLIER as usize)) {
+        for (bell, distance) in self
+            .bells
+            .iter_mut()
+            .zip((0u64..).step_by(NOTIFY_MULTIPLIER as usize))
+        {
             let wanted = base.and_then(|base| base.checked_add(distance));
             if wanted == bell.attached {
                 continue;
@@ -344,8 +354,7 @@ impl Doorbells {
             if let Some(address) = bell.attached.take() {
                 let _ = self.host.detach_doorbell(&bell.event, address);
             }
-            bell.attached =
-                wanted.filter(|address| self.host.attach_doorbell(&bell.event, *address).is_ok());
+            bell.attached = wanted.filter(|address| self.host.attach_doorbell(&bell.event, *address).is_ok());
         }
     }
 
@@ -373,3 +382,5 @@ fn class(kind: DeviceKind) -> u32 {
     }
 }
 
+#[cfg(test)]
+mod tests;
