@@ -101,6 +101,7 @@ impl Image {
         Self {
             layers,
             config: at(&config, "/config").clone(),
+            architecture: "amd64".into(),
         }
     }
 }

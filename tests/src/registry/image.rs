@@ -87,13 +87,15 @@ impl Layer {
     }
 }
 
-/// An image for this machine's architecture.
+/// An image.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// From the lowest to the highest.
     pub layers: Vec<Layer>,
     /// The image's `config`: Env, Cmd, User and so on.
     pub config: Value,
+    /// Its `architecture`.
+    pub architecture: String,
 }
 
 /// An image as the registry serves it.
@@ -109,6 +111,7 @@ impl Image {
         Self {
             layers,
             config: json!({ "Cmd": ["/true"] }),
+            architecture: "amd64".into(),
         }
     }
 
@@ -122,7 +125,7 @@ impl Image {
     pub(super) fn encode(&self) -> Encoded {
         let diff_ids: Vec<&str> = self.layers.iter().map(|layer| layer.diff_id.as_str()).collect();
         let config = json!({
-            "architecture": "amd64",
+            "architecture": self.architecture,
             "os": "linux",
             "config": self.config,
             "rootfs": { "type": "layers", "diff_ids": diff_ids },

@@ -3,6 +3,9 @@
 //! These tests run in a node with KVM, by `hack/test`; elsewhere they are ignored.
 #![allow(clippy::format_collect, reason = "the texts are short")]
 
+mod admin;
+mod bad_hosts;
+mod bad_images;
 mod crashes;
 mod exec;
 mod exits;
