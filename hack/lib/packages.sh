@@ -14,9 +14,15 @@ require_packages() {
     step "installing ${missing[*]}" "$(mktemp --tmpdir bulkhead-apt.XXXXXX)" install_packages "${missing[@]}" || exit 1
 }
 
+# Package lists that are too old name files that the mirror no longer has.
 install_packages() {
-    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y --no-install-recommends "$@"
+    export DEBIAN_FRONTEND=noninteractive
+    apt_get install -y --no-install-recommends "$@" ||
+        { apt_get update && apt_get install -y --no-install-recommends "$@"; }
 }
+
+# Somebody else may be installing packages just now.
+apt_get() { apt-get -o DPkg::Lock::Timeout=600 "$@"; }
 
 # A machine image often comes without package lists; they are fetched only when a wanted package is not known.
 refresh_package_lists_if_lacking() {
@@ -24,7 +30,7 @@ refresh_package_lists_if_lacking() {
     for name; do
         if ! apt-cache show "$name" >/dev/null 2>&1; then
             step 'fetching package lists' "$(mktemp --tmpdir bulkhead-apt.XXXXXX)" \
-                apt-get -o DPkg::Lock::Timeout=600 update || exit 1
+                apt_get update || exit 1
             return 0
         fi
     done
@@ -35,5 +41,10 @@ refresh_package_lists_if_lacking() {
 debian_sources() {
     # shellcheck disable=SC2016 # apt's placeholders
     apt-get indextargets --format '$(ORIGIN) deb $(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
-        sed -n 's/^Debian //p'
+        sed -n 's/^Debian //p' | grep . || fail "apt's sources on this machine have no package lists of Debian"
+}
+
+# apt_access_settings: how this machine's apt reaches its sources (proxies and such), one setting a line.
+apt_access_settings() {
+    apt-config dump | grep -E '^Acquire::(https?|Check-(Valid-Until|Date)).* "..*";$' || true
 }
