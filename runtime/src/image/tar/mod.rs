@@ -20,7 +20,6 @@ pub(super) const MAX_EXTENSION_BYTES: u64 = 1 << 20;
 
 /// Why an archive cannot be read.
 #[derive(Debug, Clone, thiserror::Error)]
-#[expect(missing_docs, reason = "the fields are the objects that the message names")]
 pub enum TarError {
     /// The bytes are no tar archive.
     #[error("the tar archive is malformed at byte {offset}: {reason}")]

@@ -1,0 +1,338 @@
+//! A pull: manifest, configuration, then the layers side by side.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use futures_util::future::{BoxFuture, Shared, WeakShared};
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use tokio::sync::mpsc;
+
+use super::super::layer::{ExpectedLayer, LayerError, LayerLimits, Piece, convert};
+use super::super::registry::{
+    Descriptor, DocumentError, Manifest, PLATFORM, ParsedConfig, Session, parse_config, parse_manifest,
+};
+use super::super::{
+    Credentials, DiffId, Digest, Image, ImageConfig, ImageError, ImageId, Reference, Version,
+};
+use super::layers::{HeldLayer, LayerStore};
+use super::{ImageStore, blocking, lock};
+
+/// Pieces of a layer between the network and its conversion.
+const QUEUED_PIECES: usize = 16;
+
+/// Indexes may list indexes; nobody nests them deeper.
+const MAX_INDEX_DEPTH: usize = 3;
+
+/// An image whose layers are all here, not yet recorded.
+#[derive(Debug)]
+pub(super) struct Pulled {
+    pub(super) image: Image,
+    pub(super) config_json: Vec<u8>,
+    /// One for each layer of the image.
+    pub(super) layers: Vec<HeldLayer>,
+    /// The tag it was pulled by, in full.
+    pub(super) tag: Option<String>,
+    /// The reference by the digest of what the tag pointed to.
+    pub(super) digest: String,
+}
+
+pub(super) async fn pull(
+    store: &Arc<ImageStore>,
+    reference: &Reference,
+    credentials: Option<Credentials>,
+) -> Result<ImageId, ImageError> {
+    let started = std::time::Instant::now();
+    let session = Arc::new(store.registries.session(reference, credentials)?);
+    let pull = Pull {
+        reference,
+        session,
+        config: &store.config,
+    };
+    let (digest, config, layers) = pull.manifest().await?;
+    let (config_json, parsed) = pull.image_config(&config).await?;
+    let expected = pull.expected_layers(&layers, &parsed.diff_ids)?;
+
+    let held: Vec<HeldLayer> = futures_util::stream::iter(expected)
+        .map(|expected| store.downloads.layer(store, &pull, expected))
+        .buffered(store.config.parallel_layers)
+        .try_collect()
+        .await?;
+
+    let layers: Vec<_> = held.iter().map(|held| held.layer().clone()).collect();
+    let size_bytes = config_json.len() as u64 + layers.iter().map(|layer| layer.blob_bytes).sum::<u64>();
+    let image = Image {
+        id: ImageId(config.digest),
+        repo_tags: Vec::new(),
+        repo_digests: Vec::new(),
+        size_bytes,
+        pinned: false,
+        config: parsed.defaults,
+        layers,
+    };
+    let pulled = Pulled {
+        image,
+        config_json,
+        layers: held,
+        tag: reference.tag().map(|_| reference.to_string()),
+        digest: reference.with_digest(digest).to_string(),
+    };
+    let recording = Arc::clone(store);
+    let id = blocking(move || recording.record(pulled)).await?;
+    tracing::info!(%reference, image = %id, size_bytes, elapsed = ?started.elapsed(), "pulled");
+    Ok(id)
+}
+
+/// What one pull works with.
+struct Pull<'a> {
+    reference: &'a Reference,
+    session: Arc<Session>,
+    config: &'a ImageConfig,
+}
+
+impl Pull<'_> {
+    /// The digest the reference stands for, and the image's configuration and layers.
+    async fn manifest(&self) -> Result<(Digest, Descriptor, Vec<Descriptor>), ImageError> {
+        let mut version = self.reference.version().clone();
+        let mut resolved = None;
+        for _ in 0..=MAX_INDEX_DEPTH {
+            let (json, content_type) = self
+                .session
+                .manifest(&version, self.config.max_manifest_bytes)
+                .await?;
+            let digest = Digest::of(&json);
+            let what = match version {
+                Version::Tag(_) => "its manifest".to_owned(),
+                Version::Digest(expected) => {
+                    let what = format!("its manifest {expected}");
+                    self.check_digest(&what, expected, digest)?;
+                    what
+                }
+            };
+            let resolved = *resolved.get_or_insert(digest);
+            match parse_manifest(&json, content_type.as_deref())
+                .map_err(|error| self.document(&what, error))?
+            {
+                Manifest::Image { config, layers } => return Ok((resolved, config, layers)),
+                Manifest::Index(descriptor) => version = Version::Digest(descriptor.digest),
+            }
+        }
+        let reason = format!("it leads through more than {MAX_INDEX_DEPTH} indexes");
+        Err(self.document("its index", DocumentError::Malformed(reason)))
+    }
+
+    async fn image_config(&self, descriptor: &Descriptor) -> Result<(Vec<u8>, ParsedConfig), ImageError> {
+        let (limit, key) = (self.config.max_config_bytes, "max_config_bytes");
+        let what = format!("its configuration {}", descriptor.digest);
+        let json = self.session.blob(descriptor.digest, &what, limit, key).await?;
+        self.check_digest(&what, descriptor.digest, Digest::of(&json))?;
+        let parsed = parse_config(&json).map_err(|error| self.document(&what, error))?;
+        Ok((json.to_vec(), parsed))
+    }
+
+    /// Brings together what the manifest and the configuration say about each layer.
+    fn expected_layers(
+        &self,
+        layers: &[Descriptor],
+        diff_ids: &[DiffId],
+    ) -> Result<Vec<ExpectedLayer>, ImageError> {
+        let too_large = |what: &str, limit, unit, key| ImageError::TooLarge {
+            reference: self.reference.to_string(),
+            what: what.to_owned(),
+            limit,
+            unit,
+            key,
+        };
+        if layers.len() != diff_ids.len() {
+            let (listed, known) = (layers.len(), diff_ids.len());
+            let reason = format!("its manifest lists {listed} layers but its configuration {known}");
+            return Err(self.document("the image", DocumentError::Malformed(reason)));
+        }
+        let max_layers = self.config.max_image_layers;
+        if layers.len() > max_layers {
+            return Err(too_large(
+                "the image",
+                max_layers as u64,
+                "layers",
+                "max_image_layers",
+            ));
+        }
+        if let Some(large) = layers
+            .iter()
+            .find(|layer| layer.size > self.config.max_layer_bytes)
+        {
+            let what = format!("layer {}", large.digest);
+            return Err(too_large(
+                &what,
+                self.config.max_layer_bytes,
+                "bytes",
+                "max_layer_bytes",
+            ));
+        }
+        let pairs = layers.iter().zip(diff_ids);
+        Ok(pairs
+            .map(|(layer, diff_id)| ExpectedLayer {
+                blob: layer.digest,
+                blob_bytes: layer.size,
+                diff_id: *diff_id,
+            })
+            .collect())
+    }
+
+    fn check_digest(&self, what: &str, expected: Digest, actual: Digest) -> Result<(), ImageError> {
+        if expected == actual {
+            return Ok(());
+        }
+        let (reference, what) = (self.reference.to_string(), what.to_owned());
+        Err(ImageError::DigestMismatch {
+            reference,
+            what,
+            expected,
+            actual,
+        })
+    }
+
+    fn document(&self, what: &str, error: DocumentError) -> ImageError {
+        let (reference, what) = (self.reference.to_string(), what.to_owned());
+        match error {
+            DocumentError::Malformed(reason) => ImageError::Malformed {
+                reference,
+                what,
+                reason,
+            },
+            DocumentError::Unsupported { found, remedy } => ImageError::Unsupported {
+                reference,
+                what,
+                found,
+                remedy,
+            },
+            DocumentError::NoPlatform { offered } => {
+                let wanted = format!("{}/{}", PLATFORM.0, PLATFORM.1);
+                ImageError::NoPlatform {
+                    reference,
+                    wanted,
+                    offered,
+                }
+            }
+        }
+    }
+}
+
+/// The outcome of a download, for all who wait for it.
+type Outcome = Result<Arc<HeldLayer>, ImageError>;
+
+/// The downloads under way, each for any number of pulls. One that nobody waits for any more is given up.
+#[derive(Debug, Default)]
+pub(super) struct Downloads {
+    under_way: Mutex<HashMap<DiffId, WeakShared<BoxFuture<'static, Outcome>>>>,
+}
+
+impl Downloads {
+    /// The layer, downloaded if it is not here.
+    async fn layer(
+        &self,
+        store: &Arc<ImageStore>,
+        pull: &Pull<'_>,
+        expected: ExpectedLayer,
+    ) -> Result<HeldLayer, ImageError> {
+        let diff_id = expected.diff_id;
+        loop {
+            if let Some(held) = store.layers.hold(diff_id) {
+                return Ok(held);
+            }
+            let (download, is_own) = self.join(diff_id, || start(store, pull, &expected));
+            match download.await {
+                // Taken once more, for this pull alone; the outcome goes with the last who waited.
+                Ok(outcome) => {
+                    if let Some(held) = store.layers.hold(outcome.layer().diff_id) {
+                        return Ok(held);
+                    }
+                }
+                Err(error) if is_own => return Err(error),
+                // Another pull's registry or credentials may have been at fault: try with our own.
+                Err(error) => tracing::debug!(layer = %diff_id, %error, "another pull's download failed"),
+            }
+        }
+    }
+
+    fn join(
+        &self,
+        diff_id: DiffId,
+        start: impl FnOnce() -> BoxFuture<'static, Outcome>,
+    ) -> (Shared<BoxFuture<'static, Outcome>>, bool) {
+        let mut under_way = lock(&self.under_way);
+        if let Some(download) = under_way.get(&diff_id).and_then(WeakShared::upgrade)
+            && download.peek().is_none()
+        {
+            return (download, false);
+        }
+        under_way.retain(|_, download| download.upgrade().is_some());
+        let download = start().shared();
+        if let Some(weak) = download.downgrade() {
+            under_way.insert(diff_id, weak);
+        }
+        (download, true)
+    }
+}
+
+fn start(store: &ImageStore, pull: &Pull<'_>, expected: &ExpectedLayer) -> BoxFuture<'static, Outcome> {
+    let layers = Arc::clone(&store.layers);
+    let session = Arc::clone(&pull.session);
+    let limits = LayerLimits::from(&store.config);
+    let (reference, expected) = (pull.reference.to_string(), expected.clone());
+    async move {
+        download(layers, &session, reference, expected, limits)
+            .await
+            .map(Arc::new)
+    }
+    .boxed()
+}
+
+/// Downloads one layer straight into its conversion.
+async fn download(
+    layers: Arc<LayerStore>,
+    session: &Session,
+    reference: String,
+    expected: ExpectedLayer,
+    limits: LayerLimits,
+) -> Result<HeldLayer, ImageError> {
+    let layer = expected.blob;
+    let (sender, pieces) = mpsc::channel(QUEUED_PIECES);
+    let conversion = blocking(move || {
+        let temporary = layers.new_blob()?;
+        let fail = |error| ImageError::Layer {
+            reference: reference.clone(),
+            layer,
+            error,
+        };
+        let file = temporary
+            .reopen()
+            .map_err(|error| ImageError::store("open", temporary.path(), error))?;
+        let converted = convert(pieces, file, &expected, limits).map_err(fail)?;
+        layers.adopt(temporary, &converted, expected.diff_id)
+    });
+    let transfer = async move {
+        // Ends with this block, whatever comes of it, and the conversion with it: so both always end.
+        let sender = sender;
+        let mut stream = session.blob_stream(layer, &format!("layer {layer}")).await?;
+        while let Some(bytes) = stream.next().await? {
+            if sender.send(Piece::Data(bytes)).await.is_err() {
+                // The conversion has ended, and knows why.
+                return Ok(());
+            }
+        }
+        let _ = sender.send(Piece::End).await;
+        Ok::<(), ImageError>(())
+    };
+    let (transferred, converted) = futures_util::join!(transfer, conversion);
+    match (transferred, converted) {
+        // The conversion was merely told that no more comes.
+        (
+            Err(error),
+            Err(ImageError::Layer {
+                error: LayerError::Cancelled,
+                ..
+            }),
+        ) => Err(error),
+        (_, converted) => converted,
+    }
+}
