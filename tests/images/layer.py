@@ -92,8 +92,14 @@ def tree(root: pathlib.Path, within: list[str]) -> list[Entry]:
 def tar(entries: list[Entry]) -> bytes:
     """A tar archive in the POSIX (pax) format, extended attributes as SCHILY.xattr records."""
     buffer = io.BytesIO()
+    by_path: dict[str, Entry] = {}
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as archive:
         for entry in entries:
+            if entry.kind == tarfile.LNKTYPE:
+                # As tar writes it: a link's header repeats owner, mode and time of the file, and some unpackers apply them.
+                entry = dataclasses.replace(by_path[entry.target], path=entry.path, kind=entry.kind, target=entry.target,
+                                            content=b"", xattrs={}, device=(0, 0))
+            by_path[entry.path] = entry
             info = tarfile.TarInfo(entry.path)
             info.type, info.mode = entry.kind, entry.mode
             info.uid, info.gid, info.mtime = entry.uid, entry.gid, entry.mtime
