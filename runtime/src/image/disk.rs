@@ -43,6 +43,7 @@ pub(super) struct Partition {
 const SECTOR_BYTES: usize = 512;
 const ALIGNMENT: usize = 4096;
 const ENTRY_BYTES: usize = 128;
+const ENTRY_BYTES_FIELD: u32 = 128;
 const MIN_ENTRIES: usize = 128;
 const HEADER_BYTES: u32 = 92;
 
@@ -128,7 +129,7 @@ impl Geometry {
             header.extend(self.disk);
             header.extend(entries_at.to_le_bytes());
             header.extend(self.entries.to_le_bytes());
-            header.extend((ENTRY_BYTES as u32).to_le_bytes());
+            header.extend(ENTRY_BYTES_FIELD.to_le_bytes());
             header.extend(self.entries_crc.to_le_bytes());
             header
         };

@@ -148,7 +148,7 @@ pub enum ImageError {
         reference: String,
         layer: Digest,
         #[source]
-        error: LayerError,
+        error: Box<LayerError>,
     },
 
     /// The image store holds no such image (any more).

@@ -84,6 +84,9 @@ impl Tree {
     }
 
     /// The directory `id`.
+    ///
+    /// # Panics
+    /// If `id` is of another tree.
     pub fn directory(&self, id: DirectoryId) -> &Directory {
         self.directories
             .get(id.0)
@@ -91,6 +94,9 @@ impl Tree {
     }
 
     /// The directory `id`, to change its attributes.
+    ///
+    /// # Panics
+    /// If `id` is of another tree.
     pub fn directory_mut(&mut self, id: DirectoryId) -> &mut Directory {
         self.directories
             .get_mut(id.0)

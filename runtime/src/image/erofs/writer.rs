@@ -138,9 +138,9 @@ impl Writer {
         let used = self.file.rest.len() as u64;
         let to_boundary = (block - used) % block;
         if length < to_boundary {
-            return self.write(&ZEROS[..low_usize(length)]);
+            return self.write(zeros(length));
         }
-        self.write(&ZEROS[..low_usize(to_boundary)])?;
+        self.write(zeros(to_boundary))?;
         let length = length - to_boundary;
         let blocks = length / block;
         if blocks > 0 {
@@ -148,7 +148,7 @@ impl Writer {
             self.file.first_block.get_or_insert(first);
             self.file.full_bytes += blocks * block;
         }
-        self.write(&ZEROS[..low_usize(length % block)])
+        self.write(zeros(length % block))
     }
 
     fn append_blocks(&mut self, blocks: &[u8]) -> io::Result<()> {
@@ -545,6 +545,11 @@ impl Cluster {
 }
 
 const ZEROS: &[u8; BLOCK_BYTES] = &[0; BLOCK_BYTES];
+
+/// Fewer than a block of zeros.
+fn zeros(count: u64) -> &'static [u8] {
+    ZEROS.get(..low_usize(count)).unwrap_or(ZEROS)
+}
 
 fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(BLOCK_BYTES).all(|block| ZEROS.starts_with(block))

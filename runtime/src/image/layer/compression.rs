@@ -39,7 +39,9 @@ pub(super) fn decompress(
     recycled: &Receiver<Vec<u8>>,
 ) -> Result<(), LayerError> {
     let mut source = Source::new(pieces, expected.blob_bytes);
-    let decoded = decode(&mut source, buffers, recycled);
+    let decoded = decode(&mut source, &buffers, recycled);
+    // The other thread ends with what it has.
+    drop(buffers);
     match &decoded {
         // Nobody wants the rest, or there is none to be had.
         Err(LayerError::Cancelled | LayerError::TooLong { .. }) => return decoded,
@@ -51,7 +53,7 @@ pub(super) fn decompress(
 
 fn decode(
     source: &mut Source,
-    buffers: SyncSender<Vec<u8>>,
+    buffers: &SyncSender<Vec<u8>>,
     recycled: &Receiver<Vec<u8>>,
 ) -> Result<(), LayerError> {
     // A frame's magic is at most 4 bytes; the first piece of a download may be shorter than that.
@@ -195,9 +197,8 @@ impl Source {
 
 impl Read for Source {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let count = available.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&available[..count]);
+        let mut available = self.fill_buf()?;
+        let count = available.read(buffer)?;
         self.consume(count);
         Ok(count)
     }

@@ -122,14 +122,14 @@ fn copy_data<R: BufRead>(
     let mut copy = |mut bytes: u64, namespace: &mut Namespace| {
         while bytes > 0 {
             let data = archive.data().map_err(tar_error)?;
-            let count = data.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
+            let wanted = data
+                .get(..usize::try_from(bytes).unwrap_or(usize::MAX))
+                .unwrap_or(data);
+            let count = wanted.len();
             if count == 0 {
                 break;
             }
-            namespace
-                .writer()
-                .write(&data[..count])
-                .map_err(LayerError::write)?;
+            namespace.writer().write(wanted).map_err(LayerError::write)?;
             archive.consume(count);
             bytes -= count as u64;
         }

@@ -192,7 +192,10 @@ impl Session {
             // A token may have expired; but what was just got and refused will not get better.
             shown = self.answer_challenge(&challenges).await?;
             if let Some(authorization) = &shown {
-                *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = shown.clone();
+                self.authorization
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .clone_from(&shown);
                 response = self.send(url, accept, Some(authorization), what).await?;
             }
         }

@@ -92,8 +92,8 @@ pub(in super::super) fn parse_manifest(
     let says_index = media_type.map(|found| found == OCI_INDEX || found == DOCKER_LIST);
     // A document that can be read in both ways is an attack (CVE-2021-41190).
     match (wire.manifests, wire.config, wire.layers, says_index) {
-        (Some(manifests), None, None, Some(true) | None) => choose(manifests).map(Manifest::Index),
-        (None, Some(config), layers, Some(false) | None) => image(config, layers.unwrap_or_default()),
+        (Some(manifests), None, None, Some(true) | None) => choose(&manifests).map(Manifest::Index),
+        (None, Some(config), layers, Some(false) | None) => image(&config, &layers.unwrap_or_default()),
         (Some(_), ..) => Err(malformed("it is an index and an image at once")),
         (None, None, ..) => Err(malformed(
             "it has neither a list of manifests nor a configuration",
@@ -111,7 +111,7 @@ pub(in super::super) fn parse_config(json: &[u8]) -> Result<ParsedConfig, Docume
             offered: format!("{}/{}", offered.0, offered.1),
         });
     }
-    let container = wire.config.unwrap_or_default();
+    let container = wire.container.unwrap_or_default();
     let defaults = ContainerDefaults {
         user_spec: container.user.unwrap_or_default(),
         env: container.env.unwrap_or_default(),
@@ -130,7 +130,7 @@ pub(in super::super) fn parse_config(json: &[u8]) -> Result<ParsedConfig, Docume
 }
 
 /// The manifest for our platform: the first without a variant of the processor, or else the first with one.
-fn choose(manifests: Vec<wire::Descriptor>) -> Result<Descriptor, DocumentError> {
+fn choose(manifests: &[wire::Descriptor]) -> Result<Descriptor, DocumentError> {
     let variant = |entry: &wire::Descriptor| {
         let platform = entry.platform.as_ref()?;
         let matches = (platform.os.as_str(), platform.architecture.as_str()) == PLATFORM;
@@ -164,12 +164,12 @@ fn choose(manifests: Vec<wire::Descriptor>) -> Result<Descriptor, DocumentError>
     Err(DocumentError::NoPlatform { offered })
 }
 
-fn image(config: wire::Descriptor, layers: Vec<wire::Descriptor>) -> Result<Manifest, DocumentError> {
+fn image(config: &wire::Descriptor, layers: &[wire::Descriptor]) -> Result<Manifest, DocumentError> {
     if !CONFIG_TYPES.contains(&config.media_type.as_str()) {
         let remedy = "it is an artifact that is no container image";
         return Err(unsupported(&config.media_type, remedy));
     }
-    let layers = layers.into_iter().map(|layer| {
+    let layers = layers.iter().map(|layer| {
         let media_type = layer.media_type.as_str();
         let plain = ["+gzip", "+zstd", ".gzip", ".zstd"]
             .iter()
@@ -225,6 +225,9 @@ fn schema_1() -> DocumentError {
 mod wire {
     use super::{BTreeMap, Deserialize, Digest};
 
+    /// How JSON writes a set: an object whose values say nothing.
+    pub(super) type Empty = serde_json::Value;
+
     #[derive(Debug, Deserialize)]
     #[serde(rename_all = "camelCase")]
     pub(super) struct Manifest {
@@ -260,7 +263,8 @@ mod wire {
         pub(super) architecture: String,
         #[serde(default)]
         pub(super) os: String,
-        pub(super) config: Option<Container>,
+        #[serde(rename = "config")]
+        pub(super) container: Option<Container>,
         pub(super) rootfs: RootFs,
     }
 
@@ -279,8 +283,8 @@ mod wire {
         pub(super) working_dir: Option<String>,
         pub(super) stop_signal: Option<String>,
         pub(super) labels: Option<BTreeMap<String, String>>,
-        pub(super) exposed_ports: Option<BTreeMap<String, serde::de::IgnoredAny>>,
-        pub(super) volumes: Option<BTreeMap<String, serde::de::IgnoredAny>>,
+        pub(super) exposed_ports: Option<BTreeMap<String, Empty>>,
+        pub(super) volumes: Option<BTreeMap<String, Empty>>,
     }
 }
 

@@ -212,18 +212,16 @@ impl ImageStore {
         };
         // From here on nobody gets a lease of an image without any.
         let taken = self.write().take_unused(image.id);
-        match taken {
-            Some(taken) => self.delete(taken),
-            None => {
-                let record = Record {
-                    removed: true,
-                    image: catalogue::without_names(&image),
-                };
-                self.index.put(std::slice::from_ref(&record), None)?;
-                self.write().put(vec![record]);
-                self.collect_changing()
-            }
+        if let Some(taken) = taken {
+            return self.delete(taken);
         }
+        let record = Record {
+            removed: true,
+            image: catalogue::without_names(&image),
+        };
+        self.index.put(std::slice::from_ref(&record), None)?;
+        self.write().put(vec![record]);
+        self.collect_changing()
     }
 
     fn collect_now(&self) -> Result<(), ImageError> {

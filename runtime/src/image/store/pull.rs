@@ -300,9 +300,9 @@ async fn download(
     let conversion = blocking(move || {
         let temporary = layers.new_blob()?;
         let fail = |error| ImageError::Layer {
-            reference: reference.clone(),
+            reference,
             layer,
-            error,
+            error: Box::new(error),
         };
         let file = temporary
             .reopen()
@@ -326,13 +326,9 @@ async fn download(
     let (transferred, converted) = futures_util::join!(transfer, conversion);
     match (transferred, converted) {
         // The conversion was merely told that no more comes.
-        (
-            Err(error),
-            Err(ImageError::Layer {
-                error: LayerError::Cancelled,
-                ..
-            }),
-        ) => Err(error),
+        (Err(cause), Err(ImageError::Layer { error, .. })) if matches!(*error, LayerError::Cancelled) => {
+            Err(cause)
+        }
         (_, converted) => converted,
     }
 }

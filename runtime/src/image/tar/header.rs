@@ -33,11 +33,11 @@ const GNU_REAL_SIZE: Field = 483..495;
 impl Header {
     /// Checks the block's checksum, the sum of its bytes with the checksum itself read as spaces. Some old archivers
     /// summed signed bytes.
-    pub(super) fn parse(block: [u8; BLOCK_BYTES]) -> Result<Self, String> {
-        let header = Self(block);
+    pub(super) fn parse(block: &[u8; BLOCK_BYTES]) -> Result<Self, String> {
+        let header = Self(*block);
         let (mut unsigned, mut signed) = (0_i64, 0_i64);
-        for (index, byte) in block.into_iter().enumerate() {
-            let byte = if CHECKSUM.contains(&index) { b' ' } else { byte };
+        for (index, byte) in block.iter().enumerate() {
+            let byte = if CHECKSUM.contains(&index) { b' ' } else { *byte };
             unsigned += i64::from(byte);
             signed += i64::from(byte.cast_signed());
         }
@@ -145,14 +145,20 @@ impl Header {
         }
     }
 
+    /// The fields are constants inside the block.
+    fn bytes(&self, field: Field) -> &[u8] {
+        self.0.get(field).unwrap_or_default()
+    }
+
     fn text(&self, field: Field) -> &[u8] {
-        let bytes = &self.0[field];
-        let length = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-        &bytes[..length]
+        self.bytes(field)
+            .split(|byte| *byte == 0)
+            .next()
+            .unwrap_or_default()
     }
 
     fn number(&self, field: Field, what: &str) -> Result<i64, String> {
-        number(&self.0[field]).ok_or_else(|| format!("a {what} is not a number"))
+        number(self.bytes(field)).ok_or_else(|| format!("a {what} is not a number"))
     }
 
     fn small(&self, field: Field, what: &str) -> Result<u32, String> {
@@ -172,12 +178,12 @@ pub(super) fn permissions(mode: i64) -> u16 {
 /// A number in octal digits with spaces or NULs around them, or in GNU's binary form (first bit set, two's
 /// complement, big-endian). Blank is zero.
 pub(super) fn number(field: &[u8]) -> Option<i64> {
-    let first = *field.first()?;
+    let (first, rest) = field.split_first()?;
     if first & 0x80 != 0 {
         // Bit 6 of the first byte is the sign, bit 7 the mark.
         let mut value = i128::from(if first & 0x40 != 0 { -1 } else { 0 });
         value = value << 6 | i128::from(first & 0x3f);
-        for byte in &field[1..] {
+        for byte in rest {
             value = value.checked_mul(256)? | i128::from(*byte);
         }
         return i64::try_from(value).ok();

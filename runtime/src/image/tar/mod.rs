@@ -8,7 +8,7 @@ mod header;
 mod pax;
 mod sparse;
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 
 use header::{BLOCK_BYTES, Header};
@@ -97,8 +97,8 @@ impl<R: BufRead> Archive<R> {
             };
             match header.type_flag() {
                 b'x' => {
-                    pax = PaxRecords::parse(self.read_extension("PAX header")?)
-                        .map_err(|r| self.malformed(r))?
+                    let records = self.read_extension("PAX header")?;
+                    pax = PaxRecords::parse(&records).map_err(|reason| self.malformed(reason))?;
                 }
                 // Defaults for all entries: what git and some archivers put there concerns no file.
                 b'g' => drop(self.read_extension("global PAX header")?),
@@ -116,7 +116,7 @@ impl<R: BufRead> Archive<R> {
         }
         let data_left = usize::try_from(self.data_left).unwrap_or(usize::MAX);
         let available = self.source.fill()?;
-        Ok(&available[..available.len().min(data_left)])
+        Ok(available.get(..data_left).unwrap_or(available))
     }
 
     /// Marks `bytes` bytes of what [`data`](Self::data) gave as read.
@@ -150,7 +150,7 @@ impl<R: BufRead> Archive<R> {
                 _ => Ok(None),
             };
         }
-        let header = Header::parse(block).map_err(|reason| self.malformed(reason))?;
+        let header = Header::parse(&block).map_err(|reason| self.malformed(reason))?;
         let size = header.data_bytes().map_err(|reason| self.malformed(reason))?;
         self.set_data(size);
         Ok(Some(header))
@@ -327,20 +327,22 @@ impl<R: BufRead> Source<R> {
     /// A whole block, or nothing if the bytes end right here.
     fn read_block_or_end(&mut self) -> Result<Option<[u8; BLOCK_BYTES]>, TarError> {
         let mut block = [0; BLOCK_BYTES];
-        let mut filled = 0;
-        while filled < BLOCK_BYTES {
-            let available = fill_buf(&mut self.reader)?;
+        let mut missing = &mut block[..];
+        while !missing.is_empty() {
+            let mut available = fill_buf(&mut self.reader)?;
             if available.is_empty() {
-                return if filled == 0 {
+                let nothing_came = missing.len() == BLOCK_BYTES;
+                return if nothing_came {
                     Ok(None)
                 } else {
                     Err(TarError::Truncated { offset: self.offset })
                 };
             }
-            let step = available.len().min(BLOCK_BYTES - filled);
-            block[filled..filled + step].copy_from_slice(&available[..step]);
-            filled += step;
-            self.consume(step);
+            let count = available
+                .read(missing)
+                .map_err(|error| TarError::Read(Arc::new(error)))?;
+            missing = missing.split_at_mut(count).1;
+            self.consume(count);
         }
         Ok(Some(block))
     }

@@ -14,9 +14,9 @@ pub(super) struct PaxRecords {
 }
 
 impl PaxRecords {
-    pub(super) fn parse(content: Vec<u8>) -> Result<Self, String> {
+    pub(super) fn parse(content: &[u8]) -> Result<Self, String> {
         let mut records = Vec::new();
-        let mut rest = content.as_slice();
+        let mut rest = content;
         while !rest.is_empty() {
             let (record, after) = split_record(rest).ok_or("a PAX record is not 'length keyword=value'")?;
             records.push(record);
@@ -170,9 +170,9 @@ mod tests {
 
     #[test]
     fn records_are_split_by_their_length() {
-        let records = PaxRecords::parse(b"11 path=a\nb\n16 SCHILY.x=\0\xff\n".to_vec());
+        let records = PaxRecords::parse(b"11 path=a\nb\n16 SCHILY.x=\0\xff\n");
         assert!(records.is_err(), "a length that is too long by one must not pass");
-        let records = PaxRecords::parse(b"12 path=a\nb\n15 SCHILY.x=\0\xff\n".to_vec())
+        let records = PaxRecords::parse(b"12 path=a\nb\n15 SCHILY.x=\0\xff\n")
             .unwrap()
             .records;
         let expected: [(&[u8], &[u8]); 2] = [(b"path", b"a\nb"), (b"SCHILY.x", b"\0\xff")];
@@ -190,7 +190,7 @@ mod tests {
             b"-6 a=b\n",
             b"1 \n",
         ] {
-            assert!(PaxRecords::parse(bad.to_vec()).is_err(), "{bad:?}");
+            assert!(PaxRecords::parse(bad).is_err(), "{bad:?}");
         }
     }
 

@@ -89,7 +89,7 @@ impl GnuMap {
 
     fn take(&mut self, parts: &[u8]) -> Result<(), String> {
         for part in parts.chunks_exact(GNU_PART_BYTES) {
-            if part[0] == 0 {
+            if part.first() == Some(&0) {
                 break;
             }
             for field in part.chunks_exact(GNU_PART_BYTES / 2) {
