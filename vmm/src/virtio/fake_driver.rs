@@ -349,6 +349,19 @@ impl FakeInterrupt {
         assert!(!late.timed_out(), "the device is silent: {told:?}");
     }
 
+    /// How often the driver was told of anything.
+    pub fn total(&self) -> u64 {
+        let told = self.told.lock().unwrap();
+        told.used.values().sum::<u64>() + told.config + u64::from(told.reset.is_some())
+    }
+
+    /// Waits until the driver was told of something since `total` was this.
+    pub fn wait_beyond(&self, total: u64) {
+        self.wait(|told| {
+            told.used.values().sum::<u64>() + told.config + u64::from(told.reset.is_some()) != total
+        });
+    }
+
     /// Waits until the device has asked for a reset, and gives its reason.
     pub fn wait_reset(&self) -> String {
         self.wait(|told| told.reset.is_some());

@@ -58,7 +58,7 @@ const STOP: u64 = u64::MAX;
 const BATCH: usize = 32;
 
 impl EventLoop {
-    fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         Ok(Self { epoll: Epoll::new()? })
     }
 

@@ -33,6 +33,8 @@ mod command;
 mod config;
 mod connection;
 mod credit;
+#[cfg(test)]
+mod fake_guest;
 mod lobby;
 mod muxer;
 mod packet;
@@ -192,3 +194,6 @@ impl VirtioDevice for Vsock {
         state::restore(self, saved, activation)
     }
 }
+
+#[cfg(test)]
+mod tests;

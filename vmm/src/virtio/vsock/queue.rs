@@ -228,7 +228,7 @@ impl Handler for Endpoint {
     }
 
     fn expired(&mut self, events: &EventLoop) -> Next {
-        self.muxer.expire(events);
+        self.muxer.expire(Instant::now(), events);
         self.turn(events)
     }
 }
