@@ -79,9 +79,9 @@ fn run_machine(started: ProcessStart, report_file: &mut Option<File>) -> anyhow:
     set_no_new_privs(true).context("privileges cannot be given up for good")?;
     machine::block_end_signals().context("signals cannot be held back")?;
     let config = read_config()?;
-    config.check()?;
     let mut sources = Sources::claim(&config)?;
     *report_file = sources.exit_report(&config)?;
+    config.check()?;
     let signals = EndSignals::new().context("signals cannot be watched")?;
     let mut files = sources.open(&config)?;
     let control = files.control.take();

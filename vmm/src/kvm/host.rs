@@ -1,6 +1,6 @@
 //! The host's KVM: opened once, and checked for all that is used later.
 
-use std::io;
+use std::{io, ops::RangeInclusive};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
@@ -9,6 +9,9 @@ use super::{KvmError, refused};
 
 /// The API version since Linux 2.6.22; it will not change again.
 const API_VERSION: i32 = 12;
+
+/// Synthetic registers of Hyper-V (TLFS, appendix C).
+const HYPER_V: RangeInclusive<u32> = 0x4000_0000..=0x4000_01ff;
 
 /// Every capability that is used without asking again, with the name it has in the kernel's documentation.
 const NEEDED: &[(Cap, &str)] = &[
@@ -92,13 +95,17 @@ impl Host {
             .map_err(refused("say what the processor can do"))
     }
 
-    /// The registers that make up a vCPU beyond those with calls of their own.
+    /// The registers that make up a vCPU beyond those with calls of their own. KVM lists those of Hyper-V's interface for
+    /// every guest; ours are not offered it.
     pub(super) fn msr_indices(&self) -> Result<Vec<u32>, KvmError> {
         Ok(self
             .kvm
             .get_msr_index_list()
             .map_err(refused("list model-specific registers"))?
             .as_slice()
-            .to_vec())
+            .iter()
+            .copied()
+            .filter(|index| !HYPER_V.contains(index))
+            .collect())
     }
 }

@@ -14,6 +14,7 @@ use crate::{
         console::{Console, ConsoleLog},
         device::VirtioDevice,
         rng::Rng,
+        vsock::Vsock,
     },
 };
 
@@ -36,7 +37,7 @@ pub fn build(
     let endings = Arc::new(Endings::new().map_err(system("an eventfd"))?);
     let console = console(&config, &mut files)?;
     let disks = config.disks.iter().map(|disk| disk.serial.clone()).collect();
-    let bus = populate(&mut files, console.clone(), &vm, &ram, &endings)?;
+    let bus = populate(&config, files, console.clone(), &vm, &ram, &endings)?;
     let early = config.console.as_ref().is_some_and(|console| console.early);
     let accesses = Arc::new(Accesses::new(
         bus,
@@ -109,7 +110,8 @@ fn console(config: &VmConfig, files: &mut MachineFiles) -> Result<Option<Console
 
 /// Places all functions on a new bus, in the order in which guests number them.
 fn populate(
-    files: &mut MachineFiles,
+    config: &VmConfig,
+    files: MachineFiles,
     console: Option<ConsoleLog>,
     vm: &Arc<Vm>,
     ram: &GuestRam,
@@ -129,7 +131,11 @@ fn populate(
         )?;
     }
     place(&mut bus, "rng".to_owned(), Box::new(Rng::new()), vm, ram)?;
-    for disk in files.disks.drain(..) {
+    if let Some((vsock, socket)) = config.vsock.as_ref().zip(files.vsock) {
+        let device = Vsock::new(vsock.cid, socket)?;
+        place(&mut bus, "vsock".to_owned(), Box::new(device), vm, ram)?;
+    }
+    for disk in files.disks {
         place_disk(&mut bus, disk, vm, ram)?;
     }
     Ok(bus)

@@ -30,7 +30,7 @@ use crate::{
     kvm::{KvmError, VcpuThreads, Vm},
     memory::{GuestRam, MemoryError},
     pci::BusFull,
-    virtio::{block::BlockError, console::RingFileError, device::DeviceError},
+    virtio::{block::BlockError, console::RingFileError, device::DeviceError, vsock::VsockError},
 };
 use access::Accesses;
 
@@ -80,6 +80,9 @@ pub enum MachineError {
     /// The console's file cannot be one.
     #[error(transparent)]
     Console(#[from] RingFileError),
+    /// The virtual socket device cannot be.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     /// A device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),

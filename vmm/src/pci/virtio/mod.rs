@@ -115,10 +115,8 @@ impl VirtioFunction {
     }
 
     fn reset(&mut self) {
-        if self.active {
-            self.device.reset();
-            self.active = false;
-        }
+        self.device.reset();
+        self.active = false;
         // After the device, whose worker may have complained until it stood still.
         self.common.reset();
         self.interrupt.reset();
@@ -241,13 +239,11 @@ impl PciFunction for VirtioFunction {
     }
 
     fn pause(&mut self) {
-        if self.active {
-            self.device.pause();
-        }
+        self.device.pause();
     }
 
     fn resume(&mut self) -> Result<(), DeviceError> {
-        if self.active { self.device.resume() } else { Ok(()) }
+        self.device.resume()
     }
 
     fn save(&self) -> Result<SavedFunction, DeviceError> {
