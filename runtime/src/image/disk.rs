@@ -78,8 +78,8 @@ impl PartitionTable {
 
         let mut array = Vec::with_capacity(entries_bytes);
         let mut start = head_bytes as u64;
-        for partition in partitions {
-            array.extend(entry(partition, start));
+        for (index, partition) in partitions.iter().enumerate() {
+            array.extend(entry(index, partition, start));
             start += partition.bytes;
         }
         array.resize(entries_bytes, 0);
@@ -139,11 +139,13 @@ impl Geometry {
     }
 }
 
-fn entry(partition: &Partition, start: u64) -> Vec<u8> {
+fn entry(index: usize, partition: &Partition, start: u64) -> Vec<u8> {
     let first = sectors(start);
+    // An image may have the same layer twice, but no two partitions the same GUID.
+    let unique = Digest::of(&[partition.diff_id.bytes(), &index.to_le_bytes()[..]].concat());
     let mut entry = Vec::with_capacity(ENTRY_BYTES);
     entry.extend(LINUX_FILESYSTEM);
-    entry.extend(guid(partition.diff_id));
+    entry.extend(guid(unique));
     entry.extend(first.to_le_bytes());
     entry.extend((first + sectors(partition.bytes) - 1).to_le_bytes());
     entry.extend(READ_ONLY.to_le_bytes());

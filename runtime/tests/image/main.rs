@@ -3,6 +3,12 @@
 //!
 //! Needs root, for mounts, device nodes and `trusted.*` attributes, and Debian's packages tar, erofs-utils and fdisk.
 
+mod build;
 mod compare;
+mod failures;
+mod host;
 mod layers;
+mod pulls;
+mod registry;
+mod stores;
 mod tools;
