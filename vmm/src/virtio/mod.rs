@@ -13,6 +13,7 @@ pub mod buffer;
 pub mod config_space;
 pub mod console;
 pub mod device;
+pub mod net;
 pub mod requests;
 pub mod ring;
 pub mod rng;

@@ -6,15 +6,18 @@
 use std::{
     ops::Deref,
     os::fd::{AsRawFd, RawFd},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
 };
 
 use virtio_bindings::{
     virtio_config::VIRTIO_F_VERSION_1,
-    virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
+    virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT},
 };
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
@@ -38,8 +41,8 @@ pub struct Ring {
     doorbell: EventFd,
     memory: GuestRam,
     interrupt: Arc<dyn Interrupt>,
-    /// Whether a chain was used since the driver was last told.
-    untold: bool,
+    /// How far the used ring was when the driver was last told.
+    told: u16,
 }
 
 impl Ring {
@@ -49,11 +52,11 @@ impl Ring {
         queue.set_event_idx(features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
         Self {
             index: active.index,
+            told: queue.next_used(),
             queue,
             doorbell: active.doorbell,
             memory,
             interrupt,
-            untold: false,
         }
     }
 
@@ -130,33 +133,77 @@ impl Ring {
     ///
     /// [`RingError`] for a ring that is not in guest memory.
     pub fn add_used(&mut self, head: u16, written: usize) -> Result<(), RingError> {
-        self.untold = true;
-        let written = u32::try_from(written).unwrap_or(u32::MAX);
-        let memory = Arc::clone(&self.memory);
-        self.queue
-            .add_used(&*memory, head, written)
-            .map_err(|error| self.broken(error))
+        self.add_used_together(&[(head, written)])
     }
 
-    /// Interrupts the driver if chains were used since the last call and it wants to know of them.
+    /// Returns chains to the driver so that it sees all of them at once: a packet in several buffers must not be seen
+    /// in part (section 5.1.6.4).
+    ///
+    /// # Errors
+    ///
+    /// [`RingError`] for a ring that is not in guest memory.
+    pub fn add_used_together(&mut self, chains: &[(u16, usize)]) -> Result<(), RingError> {
+        let size = self.queue.size();
+        let mut next = self.queue.next_used();
+        for (head, written) in chains {
+            let entry = self.used_field(4 + 8 * u64::from(next % size))?;
+            let written = u32::try_from(*written).unwrap_or(u32::MAX);
+            let element = u64::from(*head) | u64::from(written) << 32;
+            self.memory
+                .write_obj(element.to_le(), entry)
+                .map_err(|error| self.outside(error))?;
+            next = next.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        let index = self.used_field(2)?;
+        self.memory
+            .store(next.to_le(), index, Ordering::Release)
+            .map_err(|error| self.outside(error))
+    }
+
+    /// Interrupts the driver if chains were used since the last call and it wants to know of them (section 2.7.7.2).
     ///
     /// # Errors
     ///
     /// [`RingError`] for a ring that is not in guest memory.
     pub fn tell(&mut self) -> Result<(), RingError> {
-        if !self.untold {
+        let (old, new) = (self.told, self.queue.next_used());
+        if old == new {
             return Ok(());
         }
-        self.untold = false;
-        let memory = Arc::clone(&self.memory);
-        if self
-            .queue
-            .needs_notification(&*memory)
-            .map_err(|error| self.broken(error))?
-        {
+        self.told = new;
+        // The driver first says what it wants to know and then looks at the used ring: one of both sees the other.
+        fence(Ordering::SeqCst);
+        let wanted = if self.queue.event_idx_enabled() {
+            let event = self.load_available(4 + 2 * u64::from(self.queue.size()))?;
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            u32::from(self.load_available(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        };
+        if wanted {
             self.interrupt.queue_used(self.index);
         }
         Ok(())
+    }
+
+    fn used_field(&self, offset: u64) -> Result<GuestAddress, RingError> {
+        GuestAddress(self.queue.used_ring())
+            .checked_add(offset)
+            .ok_or_else(|| self.broken(virtio_queue::Error::AddressOverflow))
+    }
+
+    fn load_available(&self, offset: u64) -> Result<u16, RingError> {
+        let address = GuestAddress(self.queue.avail_ring())
+            .checked_add(offset)
+            .ok_or_else(|| self.broken(virtio_queue::Error::AddressOverflow))?;
+        self.memory
+            .load(address, Ordering::Relaxed)
+            .map(u16::from_le)
+            .map_err(|error| self.outside(error))
+    }
+
+    fn outside(&self, error: GuestMemoryError) -> RingError {
+        self.broken(virtio_queue::Error::GuestMemory(error))
     }
 
     /// Asks the driver not to ring.
@@ -406,6 +453,42 @@ mod tests {
         assert_eq!(driver.queues[0].take_used(), Some((heads[0], 3)));
         assert_eq!(driver.queues[0].take_used(), Some((heads[1], 3)));
         assert_eq!(driver.queues[0].take_used(), None);
+    }
+
+    #[test]
+    fn chains_that_belong_together_are_seen_together_and_told_of_once() {
+        for features in [PLAIN, RING_FEATURES] {
+            let (mut driver, mut ring) = driver(features);
+            let memory = ring.memory();
+            for round in 0..100 {
+                let heads = [(); 5].map(|()| driver.queues[0].offer(&[Buffer::Writable(0x8000, 10)]));
+                let chains = heads.map(|_| ring.pop(&memory).unwrap().unwrap());
+                let used: Vec<(u16, usize)> = (1..).zip(&chains).map(|(n, chain)| (chain.head, n)).collect();
+                ring.add_used_together(&used).unwrap();
+                ring.tell().unwrap();
+                assert_eq!(driver.interrupt.count(0), round + 1);
+                for (head, n) in heads.into_iter().zip(1..) {
+                    assert_eq!(driver.queues[0].take_used(), Some((head, n)));
+                }
+                assert_eq!(driver.queues[0].take_used(), None);
+            }
+        }
+    }
+
+    #[test]
+    fn a_driver_that_wants_no_interrupts_gets_none() {
+        let (mut driver, mut ring) = driver(PLAIN);
+        let flags = driver.queues[0].available();
+        for (flag, told) in [(1, 0), (0, 1), (1, 1)] {
+            driver.queues[0].store(flags, flag);
+            driver.queues[0].offer(&[Buffer::Readable(0x8000, 1)]);
+            let memory = ring.memory();
+            let head = ring.pop(&memory).unwrap().unwrap().head;
+            ring.add_used(head, 0).unwrap();
+            ring.tell().unwrap();
+            assert_eq!(driver.interrupt.count(0), told);
+            driver.queues[0].take_used();
+        }
     }
 
     #[test]
