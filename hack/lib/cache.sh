@@ -4,12 +4,14 @@
 
 cache_root=${BULKHEAD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulkhead}
 
-# hash_of FILE-OR-DIRECTORY…: one key for the contents (and names, and executable bits) of all of them.
+# hash_of FILE-OR-DIRECTORY…: one key for the contents, names and executable bits of all files in them. Other bits of the
+# mode depend on the umask of whoever made the clone.
 hash_of() {
     local input
     for input; do
         [[ -e $input ]] || fail "cannot hash $input: it does not exist"
-        (cd "$(dirname "$input")" && find "$(basename "$input")" -type f -printf '%m %p\n' -exec sha256sum {} +)
+        (cd "$(dirname "$input")" && find "$(basename "$input")" -name __pycache__ -prune -o -type f \
+            \( -perm /100 -printf 'executable %p\n' -o -true \) -exec sha256sum {} +)
     done | sort | sha256sum | cut -c1-16
 }
 
