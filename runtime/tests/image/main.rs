@@ -5,8 +5,10 @@
 
 mod build;
 mod compare;
+mod disks;
 mod failures;
 mod host;
+mod hostile;
 mod layers;
 mod pulls;
 mod registry;
