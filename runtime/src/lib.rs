@@ -4,13 +4,20 @@
 //! What must be remembered is in the [`store`]; what is listed comes from memory. The guest is reached by its agent's
 //! protocol and nothing it says is trusted further than its own pod.
 
+pub mod admin;
+pub mod check;
 pub mod config;
+pub mod container;
+pub mod cri;
+pub mod daemon;
 pub mod identity;
 pub mod image;
 pub mod lock;
 pub mod logs;
 mod network;
+pub mod notify;
 pub mod refusal;
 pub mod sandbox;
 pub mod store;
 pub mod table;
+pub mod turn;

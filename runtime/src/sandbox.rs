@@ -1,15 +1,28 @@
-//! Pod sandboxes.
+//! Pod sandboxes: each a virtual machine with what the host's kernel gives it.
+//!
+//! [`run`] makes a pod, [`stop`] ends it, [`recover`] finds it again. A [`Pod`] is what lists and statuses show; its
+//! [`machine::Machine`] is there while it is ready.
 
 pub mod agent;
 mod cgroup;
 mod console;
 mod doorbell;
+mod error;
 mod guest_files;
 pub mod host;
 pub mod machine;
 pub mod paths;
-mod process;
+mod pod;
+pub mod process;
+pub(crate) mod recover;
+mod rollback;
+pub mod run;
 pub mod scratch;
 pub mod size;
 mod spawn;
+pub mod stop;
+pub(crate) mod validate;
 pub mod vsock;
+
+pub use error::PodError;
+pub use pod::{Pod, PodState};

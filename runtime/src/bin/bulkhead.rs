@@ -1,1 +1,94 @@
-fn main() {}
+//! The command for whoever runs a node: can it run pods, and which does it run?
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use bulkhead_runtime::{
+    admin::pods,
+    check::{self, Outcome},
+    config::{Config, DEFAULT_TEXT},
+};
+use clap::{Parser, Subcommand};
+
+/// Looks after a node that runs pods in virtual machines.
+#[derive(Debug, Parser)]
+#[command(version, disable_help_subcommand = true)]
+struct Arguments {
+    /// Configuration file of the daemon; without it /etc/bulkhead/config.toml where that exists.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Says whether this host can run pods, and what to do where it cannot.
+    Check,
+    /// Lists pods with the processes and the memory of their machines.
+    Pods,
+    /// Prints a configuration file with every key, its default and what it is for.
+    Config,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match arguments.command {
+        Command::Check => check(arguments.config),
+        Command::Pods => list(arguments.config),
+        Command::Config => print(DEFAULT_TEXT).map(|()| ExitCode::SUCCESS),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("bulkhead: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(config: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    let checks = check::all(&Config::load(config.as_deref())?);
+    let mut text = String::new();
+    for check in &checks {
+        text.push_str(&format!("{check}\n"));
+    }
+    let bad = checks
+        .iter()
+        .filter(|check| matches!(check.outcome, Outcome::Bad { .. }))
+        .count();
+    text.push_str(&match bad {
+        0 => "This host can run pods.\n".to_owned(),
+        count => format!(
+            "This host cannot run pods: {count} of {} checks failed.\n",
+            checks.len()
+        ),
+    });
+    print(&text)?;
+    Ok(if bad == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn list(config: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    let config = Config::load(config.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let table = runtime.block_on(pods::table(&config.cri.socket))?;
+    print(&table)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A reader that goes away, such as `head`, is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

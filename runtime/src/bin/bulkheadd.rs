@@ -1,1 +1,102 @@
-fn main() {}
+//! The daemon: serves CRI and runs pods in virtual machines.
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use anyhow::Context;
+use bulkhead_runtime::{
+    config::{Config, DEFAULT_TEXT, LogFormat},
+    cri::server::serve,
+    daemon::Daemon,
+    notify,
+    sandbox::host::Linux,
+};
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Runs Kubernetes pods in virtual machines of their own.
+#[derive(Debug, Parser)]
+#[command(version, disable_help_subcommand = true)]
+struct Arguments {
+    /// Configuration file; without it /etc/bulkhead/config.toml where that exists.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Prints a configuration file with every key, its default and what it is for.
+    Config,
+}
+
+/// Threads for requests: each waits for others nearly all the time.
+const WORKERS: usize = 2;
+
+/// Threads for what blocks: file systems, and the conversion of layers.
+const BLOCKING_THREADS: usize = 16;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Some(Command::Config) = arguments.command {
+        print!("{DEFAULT_TEXT}");
+        return ExitCode::SUCCESS;
+    }
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bulkheadd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let config = Config::load(arguments.config.as_deref())?;
+    start_log(&config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_stack_size(1 << 20)
+        .thread_name("bulkheadd")
+        .enable_all()
+        .build()
+        .context("cannot start threads")?;
+    runtime.block_on(async {
+        // Before anything is found again: a signal that comes then must not be lost.
+        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+        let daemon = Daemon::start(config, Arc::new(Linux::default())).await?;
+        let end = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("asked to end; pods go on");
+        };
+        let ready = || {
+            if let Err(error) = notify::ready() {
+                tracing::warn!(%error, "systemd cannot be told that the daemon is up");
+            }
+        };
+        let served = serve(Arc::clone(&daemon), ready, end).await;
+        // Giving leases back must not take layers from machines that go on.
+        daemon.images.freeze();
+        Ok(served?)
+    })
+}
+
+fn start_log(config: &Config) -> anyhow::Result<()> {
+    let filter = EnvFilter::builder()
+        .parse(&config.log.level)
+        .context("log.level")?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match config.log.format {
+        LogFormat::Text => subscriber.with_ansi(false).init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+    }
+    Ok(())
+}

@@ -7,7 +7,10 @@ use std::{
     fs::File,
     io::{self, Write},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -64,6 +67,8 @@ pub struct LogWriter {
     reopen: mpsc::Sender<oneshot::Sender<Result<(), LogError>>>,
     written: watch::Receiver<Offsets>,
     give_up: CancellationToken,
+    /// Whether the disk takes nothing.
+    stuck: Arc<AtomicBool>,
     task: JoinHandle<LogOutcome>,
 }
 
@@ -95,6 +100,7 @@ impl LogWriter {
         let (reopen, requests) = mpsc::channel(4);
         let (progress, written) = watch::channel(offsets);
         let give_up = CancellationToken::new();
+        let stuck = Arc::new(AtomicBool::new(false));
         let task = Task {
             container: container.to_owned(),
             paths,
@@ -103,6 +109,7 @@ impl LogWriter {
             progress,
             requests,
             give_up: give_up.clone(),
+            stuck: Arc::clone(&stuck),
             lost: 0,
         };
         let task = tokio::spawn(task.run(queue));
@@ -112,6 +119,7 @@ impl LogWriter {
                 reopen,
                 written,
                 give_up,
+                stuck,
                 task,
             },
             offsets,
@@ -137,6 +145,11 @@ impl LogWriter {
     /// What makes the writer give up on a disk that takes nothing.
     pub fn give_up(&self) -> CancellationToken {
         self.give_up.clone()
+    }
+
+    /// Whether everything that was handed over has been taken: then nobody waits for the disk.
+    pub fn is_idle(&self) -> bool {
+        self.chunks.capacity() == self.chunks.max_capacity() && !self.stuck.load(Ordering::Relaxed)
     }
 
     /// Waits until every input has been dropped and everything is in the file.
@@ -286,6 +299,7 @@ struct Task {
     progress: watch::Sender<Offsets>,
     requests: mpsc::Receiver<oneshot::Sender<Result<(), LogError>>>,
     give_up: CancellationToken,
+    stuck: Arc<AtomicBool>,
     lost: u64,
 }
 
@@ -337,7 +351,6 @@ impl Task {
         let mut done = 0;
         let mut pauses = RETRY.iter();
         let mut pause = Duration::ZERO;
-        let mut failing = false;
         while let Some(mut sink) = self.sink.take() {
             let batch = Arc::clone(&records);
             let attempt = tokio::task::spawn_blocking(move || {
@@ -350,7 +363,7 @@ impl Task {
             self.sink = Some(sink);
             done += length;
             let Err(error) = result else {
-                if failing {
+                if self.stuck.swap(false, Ordering::Relaxed) {
                     tracing::info!(container = self.container, "the log can be written again");
                 }
                 return;
@@ -361,8 +374,7 @@ impl Task {
                     "output is lost: the container is ending and its log cannot be written");
                 return;
             }
-            if !failing {
-                failing = true;
+            if !self.stuck.swap(true, Ordering::Relaxed) {
                 tracing::error!(container = self.container, %error, log = ?self.paths.log,
                     "the log cannot be written; the container waits until it can");
             }

@@ -34,6 +34,7 @@ use super::{
 
 pub use end::MachineEnd;
 pub use launch::MachinePlan;
+pub(super) use launch::make_directories;
 
 /// Serial of the disk that holds what a pod's containers write.
 pub const SCRATCH_SERIAL: &str = "scratch";

@@ -29,6 +29,11 @@ pub struct MachineEnd {
 }
 
 impl MachineEnd {
+    /// That of a machine which ended while no daemon watched it, as far as its files tell. Blocking, shortly.
+    pub(in crate::sandbox) fn left_behind(paths: &PodPaths) -> Self {
+        read(None, paths)
+    }
+
     /// Exit code of the containers that ended with it: that of a process that was killed where the machine was, as by
     /// the host's OOM killer, else 255.
     pub fn exit_code(&self) -> i32 {

@@ -1,0 +1,3 @@
+//! What the `bulkhead` command shows of a running daemon.
+
+pub mod pods;

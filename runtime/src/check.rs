@@ -1,0 +1,124 @@
+//! Whether this host can run pods: what `bulkhead check` shows and what the runtime's readiness is made of.
+
+mod files;
+mod host;
+mod kvm;
+
+use std::fmt;
+
+use crate::config::{Config, VmDefaults};
+
+/// One thing that a host needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What was looked at.
+    pub name: &'static str,
+    /// What was found.
+    pub outcome: Outcome,
+}
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is as it must be.
+    Good(String),
+    /// Pods run, but not all is as it should be.
+    Warning {
+        /// What is wrong.
+        problem: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// No pod can run.
+    Bad {
+        /// What is wrong.
+        problem: String,
+        /// What to do about it.
+        remedy: String,
+    },
+}
+
+impl Outcome {
+    fn bad(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Bad {
+            problem: problem.into(),
+            remedy: remedy.into(),
+        }
+    }
+
+    fn warning(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Warning {
+            problem: problem.into(),
+            remedy: remedy.into(),
+        }
+    }
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.outcome {
+            Outcome::Good(found) => write!(f, "ok    {}: {found}", self.name),
+            Outcome::Warning { problem, remedy } => {
+                write!(f, "warn  {}: {problem}\n      {remedy}", self.name)
+            }
+            Outcome::Bad { problem, remedy } => write!(f, "FAIL  {}: {problem}\n      {remedy}", self.name),
+        }
+    }
+}
+
+/// Everything that a host needs. Blocking.
+pub fn all(config: &Config) -> Vec<Check> {
+    let checks: [(&'static str, Outcome); 9] = [
+        ("rights", host::rights()),
+        ("processor", kvm::processor()),
+        ("KVM", kvm::device()),
+        ("cgroup v2", host::cgroups()),
+        ("mkfs.ext4", host::mkfs()),
+        ("VMM", files::vmm(&config.vm.vmm)),
+        ("guest kernel", files::kernel(&config.vm.kernel)),
+        ("guest initramfs", files::initramfs(&config.vm.initramfs)),
+        ("storage", host::storage(&config.root, config.vm.scratch_mib)),
+    ];
+    checks
+        .into_iter()
+        .map(|(name, outcome)| Check { name, outcome })
+        .collect()
+}
+
+/// The first reason why no pod can run now, of those that may change while the daemon runs. Blocking, for a few system calls.
+pub fn first_problem(vm: &VmDefaults) -> Option<String> {
+    let checks = [
+        kvm::device(),
+        files::vmm(&vm.vmm),
+        files::kernel(&vm.kernel),
+        files::initramfs(&vm.initramfs),
+    ];
+    checks.into_iter().find_map(|outcome| match outcome {
+        Outcome::Bad { problem, remedy } => Some(format!("{problem}; {remedy}")),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_file_is_the_first_problem_with_its_remedy() {
+        let vm = VmDefaults {
+            vmm: "/nonexistent/vmm".into(),
+            ..VmDefaults::default()
+        };
+        let problem = first_problem(&vm).expect("there is no such VMM");
+        assert!(problem.contains("; "), "{problem}");
+    }
+
+    #[test]
+    fn a_check_shows_what_to_do() {
+        let check = Check {
+            name: "KVM",
+            outcome: Outcome::bad("no /dev/kvm", "load a module"),
+        };
+        assert_eq!(check.to_string(), "FAIL  KVM: no /dev/kvm\n      load a module");
+    }
+}

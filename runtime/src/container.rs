@@ -1,0 +1,246 @@
+//! Containers: what CRI says of them, and how the daemon drives the agent that runs them.
+
+mod capabilities;
+pub mod create;
+pub mod disk;
+mod error;
+pub mod exec;
+pub mod exit;
+mod process;
+pub mod recover;
+pub mod remove;
+mod resources;
+pub mod signal;
+pub mod start;
+pub mod stop;
+mod streams;
+mod validate;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bulkhead_proto::{
+    agent::ResolvedUser,
+    cri::{ContainerConfig, LinuxContainerResources},
+};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    logs::writer::LogReopener,
+    store::{ContainerPhase, ContainerRecord, ImageRecord, StoreError, UserRecord},
+    turn::Turns,
+};
+
+pub use error::ContainerError;
+
+/// A container. What does not change in its life is in its fields.
+#[derive(Debug)]
+pub struct Container {
+    /// Its id, also in the agent's protocol.
+    pub id: String,
+    /// The pod it is in.
+    pub pod_id: String,
+    /// The request's configuration, as it came.
+    pub config: ContainerConfig,
+    /// Where its log is.
+    pub log_path: Option<PathBuf>,
+    /// The image it is made of.
+    pub image: ImageRecord,
+    /// Linux's number of the signal that asks it to stop.
+    pub stop_signal: u32,
+    /// Who its first process is.
+    pub user: Option<UserRecord>,
+    /// Limits in force.
+    pub resources: Option<LinuxContainerResources>,
+    /// Nanoseconds since the epoch.
+    pub created_at_ns: i64,
+    /// For whoever starts or removes it.
+    turns: Turns,
+    state: watch::Sender<ContainerState>,
+    /// When it will be killed, while it is being stopped.
+    kill_at: watch::Sender<Option<Instant>>,
+    log: Mutex<Option<OpenLog>>,
+}
+
+/// What changes in a container's life.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ContainerState {
+    /// Where in its life it is.
+    pub phase: ContainerPhase,
+    /// Nanoseconds since the epoch; 0 before.
+    pub started_at_ns: i64,
+    /// Nanoseconds since the epoch; 0 before.
+    pub finished_at_ns: i64,
+    /// Exit code, once exited.
+    pub exit_code: i32,
+    /// Why it exited, in one word.
+    pub reason: String,
+    /// Why it exited, in a sentence.
+    pub message: String,
+    /// Its first process in the guest; 0 unless running.
+    pub guest_pid: u32,
+}
+
+/// The log of a running container.
+#[derive(Clone, Debug)]
+struct OpenLog {
+    reopener: LogReopener,
+    /// Makes it give up on a disk that takes nothing.
+    give_up: CancellationToken,
+}
+
+impl Container {
+    /// A container as it was remembered.
+    pub fn from_record(record: ContainerRecord) -> Self {
+        let state = ContainerState {
+            phase: record.phase(),
+            started_at_ns: record.started_at_ns,
+            finished_at_ns: record.finished_at_ns,
+            exit_code: record.exit_code,
+            reason: record.reason,
+            message: record.message,
+            guest_pid: 0,
+        };
+        Self {
+            id: record.id,
+            pod_id: record.pod_id,
+            config: record.config.unwrap_or_default(),
+            log_path: Some(record.log_path)
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
+            image: record.image.unwrap_or_default(),
+            stop_signal: record.stop_signal,
+            user: record.user,
+            resources: record.resources,
+            created_at_ns: record.created_at_ns,
+            turns: Turns::default(),
+            state: watch::Sender::new(state),
+            kill_at: watch::Sender::new(None),
+            log: Mutex::default(),
+        }
+    }
+
+    /// What is remembered of it in this state.
+    fn record(&self, state: &ContainerState) -> ContainerRecord {
+        ContainerRecord {
+            id: self.id.clone(),
+            pod_id: self.pod_id.clone(),
+            config: Some(self.config.clone()),
+            log_path: self
+                .log_path
+                .as_ref()
+                .map(|path| path.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            image: Some(self.image.clone()),
+            stop_signal: self.stop_signal,
+            user: self.user.clone(),
+            resources: self.resources.clone(),
+            phase: state.phase.into(),
+            created_at_ns: self.created_at_ns,
+            started_at_ns: state.started_at_ns,
+            finished_at_ns: state.finished_at_ns,
+            exit_code: state.exit_code,
+            reason: state.reason.clone(),
+            message: state.message.clone(),
+        }
+    }
+
+    /// The name that no other container of its pod may have.
+    pub fn name(&self) -> String {
+        container_name(&self.config, &self.pod_id)
+    }
+
+    /// Its state now.
+    pub fn state(&self) -> ContainerState {
+        self.state.borrow().clone()
+    }
+
+    /// Where in its life it is now.
+    pub fn phase(&self) -> ContainerPhase {
+        self.state.borrow().phase
+    }
+
+    /// Opens its log anew under its name.
+    ///
+    /// # Errors
+    ///
+    /// [`ContainerError::State`] unless it is running, [`ContainerError::Log`] where the file cannot be made.
+    pub async fn reopen_log(&self) -> Result<(), ContainerError> {
+        let log = self
+            .open_log()
+            .filter(|_| self.phase() == ContainerPhase::Running);
+        let Some(log) = log else {
+            return Err(self.wrong_state("given a new log", ""));
+        };
+        let reopened = log.reopener.reopen().await;
+        reopened.map_err(|source| ContainerError::Log {
+            id: self.id.clone(),
+            source,
+        })
+    }
+
+    /// Writes a state down, then shows it.
+    async fn enter(&self, store: &crate::store::Store, state: ContainerState) -> Result<(), StoreError> {
+        store.put_container(self.record(&state)).await?;
+        self.state.send_replace(state);
+        Ok(())
+    }
+
+    /// Waits until it is exited.
+    async fn exited(&self) {
+        let mut state = self.state.subscribe();
+        // The sender lives as long as this container does.
+        let _ = state
+            .wait_for(|state| state.phase == ContainerPhase::Exited)
+            .await;
+    }
+
+    fn open_log(&self) -> Option<OpenLog> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_log(&self, log: Option<OpenLog>) {
+        *self.log.lock().unwrap_or_else(PoisonError::into_inner) = log;
+    }
+
+    fn wrong_state(&self, operation: &'static str, remedy: &'static str) -> ContainerError {
+        let state = match self.phase() {
+            ContainerPhase::Created => "created and not started",
+            ContainerPhase::Running => "running",
+            ContainerPhase::Exited => "exited",
+        };
+        ContainerError::State {
+            id: self.id.clone(),
+            state,
+            operation,
+            remedy,
+        }
+    }
+}
+
+/// The name that no other container of the pod may have.
+fn container_name(config: &ContainerConfig, pod: &str) -> String {
+    let metadata = config.metadata.clone().unwrap_or_default();
+    format!("{}_{pod}_{}", metadata.name, metadata.attempt)
+}
+
+/// What is remembered of a user that the agent found; its list is bounded by the protocol's message.
+fn user_record(user: ResolvedUser) -> UserRecord {
+    UserRecord {
+        uid: user.uid,
+        gid: user.gid,
+        groups: user.groups,
+    }
+}
+
+/// Makes the agent's error that of a container.
+fn agent_error(container: &Arc<Container>) -> impl Fn(crate::sandbox::agent::AgentError) -> ContainerError {
+    let id = container.id.clone();
+    move |source| ContainerError::Agent {
+        id: id.clone(),
+        source,
+    }
+}

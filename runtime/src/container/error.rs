@@ -1,0 +1,98 @@
+//! What can go wrong with a container.
+
+use bulkhead_vmm::control::client::ControlError;
+
+use crate::{
+    image::ImageError,
+    logs::LogError,
+    refusal::Refusal,
+    sandbox::{PodError, agent::AgentError},
+    store::StoreError,
+    table::{LookupError, NameTaken},
+};
+
+/// Why a container is not what was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerError {
+    /// The request cannot be honoured.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Its name is in use.
+    #[error("container {0}")]
+    NameTaken(#[from] NameTaken),
+    /// There is no such container.
+    #[error("container {0}")]
+    Lookup(#[from] LookupError),
+    /// Its pod.
+    #[error(transparent)]
+    Pod(#[from] PodError),
+    /// Its image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// Its image could not be shown to the guest.
+    #[error("container {id}: its image {image} cannot be attached: {source}")]
+    Attach {
+        /// The container.
+        id: String,
+        /// The image.
+        image: String,
+        /// What is wrong.
+        source: ControlError,
+    },
+    /// The state it is in does not allow it.
+    #[error("container {id} is {state} and cannot be {operation}{remedy}")]
+    State {
+        /// The container.
+        id: String,
+        /// Its state, in words.
+        state: &'static str,
+        /// What was asked for, as a participle.
+        operation: &'static str,
+        /// "; " and what to do, or nothing.
+        remedy: &'static str,
+    },
+    /// Its agent.
+    #[error("container {id}: {source}")]
+    Agent {
+        /// The container.
+        id: String,
+        /// What is wrong.
+        source: AgentError,
+    },
+    /// Its log.
+    #[error("container {id}: {source}")]
+    Log {
+        /// The container.
+        id: String,
+        /// What is wrong.
+        source: LogError,
+    },
+    /// A stream to one of its processes.
+    #[error("container {id}: {source}")]
+    Stream {
+        /// The container.
+        id: String,
+        /// What is wrong.
+        source: super::streams::StreamError,
+    },
+    /// The command did not end in time.
+    #[error("container {id}: the command was killed because it did not end within {seconds} s")]
+    Timeout {
+        /// The container.
+        id: String,
+        /// The request's timeout.
+        seconds: i64,
+    },
+    /// It was killed and does not end.
+    #[error("container {id} does not end though it was killed; StopPodSandbox ends the whole pod")]
+    Unkillable {
+        /// The container.
+        id: String,
+    },
+    /// The durable state.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A task of the daemon ended before it was done.
+    #[error("the operation ended unexpectedly; see the daemon's log")]
+    Interrupted,
+}

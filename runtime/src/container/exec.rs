@@ -1,0 +1,216 @@
+//! ExecSync: a command beside a container's first process, its output in memory.
+
+use std::{sync::Arc, time::Duration};
+
+use bulkhead_proto::{
+    agent::{
+        AcknowledgeExitRequest, ExecProcessRequest, ExitStatus, ProcessSpec, SignalProcessRequest, limits,
+    },
+    cri::ExecSyncResponse,
+};
+
+use super::{
+    Container, ContainerError, agent_error,
+    exit::exit_code,
+    signal,
+    streams::{OutputStream, collect},
+};
+use crate::{
+    daemon::Daemon,
+    identity::new_exec_id,
+    logs::Stream,
+    refusal::Refusal,
+    sandbox::{agent::Agent, machine::Machine},
+    store::ContainerPhase,
+};
+
+/// Most bytes of each stream that are returned; what comes beyond is let go.
+const OUTPUT_BYTES: usize = 16 << 20;
+
+/// Longest timeout that is counted: a century.
+const LONGEST_S: u64 = 100 * 365 * 86400;
+
+/// Runs a command in a running container and waits for its end, at most `timeout_s` seconds, for 0 without bound. When the
+/// future is dropped, the command is killed.
+///
+/// # Errors
+///
+/// [`ContainerError::Timeout`] when the time was over: then all that the command started is killed.
+pub async fn exec_sync(
+    daemon: &Arc<Daemon>,
+    container: &Arc<Container>,
+    command: Vec<String>,
+    timeout_s: i64,
+) -> Result<ExecSyncResponse, ContainerError> {
+    if command.is_empty() || command.iter().any(|word| word.contains('\0')) {
+        return Err(Refusal::invalid("cmd", "it is empty or contains NUL").into());
+    }
+    if command.len() > limits::LIST_ENTRIES || command.iter().any(|word| word.len() >= limits::ARGUMENT_BYTES)
+    {
+        return Err(Refusal::invalid("cmd", "it is longer than Linux takes").into());
+    }
+    let seconds = u64::try_from(timeout_s)
+        .map_err(|_| Refusal::invalid("timeout", format!("{timeout_s} seconds are less than none")))?;
+    if container.phase() != ContainerPhase::Running {
+        return Err(container.wrong_state("executed in", "; start it first"));
+    }
+    let machine = daemon.pods.find(&container.pod_id)?.machine()?;
+    let limit = Duration::from_secs(seconds.min(LONGEST_S));
+
+    let exec = Exec {
+        container: Arc::clone(container),
+        machine,
+        id: new_exec_id(),
+    };
+    let guard = KillOnDrop(Some(exec.clone()));
+    let running = exec.run(command, limit);
+    let (status, stdout, stderr) = if limit.is_zero() {
+        running.await?
+    } else {
+        // The agent ends it in time; a guest that does not is not waited for.
+        match tokio::time::timeout(limit + daemon.config.timeouts.agent(), running).await {
+            Ok(ended) => ended?,
+            Err(_) => {
+                return Err(ContainerError::Timeout {
+                    id: container.id.clone(),
+                    seconds: timeout_s,
+                });
+            }
+        }
+    };
+    guard.disarm();
+    exec.acknowledge().await;
+    if status.timed_out {
+        return Err(ContainerError::Timeout {
+            id: container.id.clone(),
+            seconds: timeout_s,
+        });
+    }
+    Ok(ExecSyncResponse {
+        stdout,
+        stderr,
+        exit_code: exit_code(&status),
+    })
+}
+
+#[derive(Clone, Debug)]
+struct Exec {
+    container: Arc<Container>,
+    machine: Arc<Machine>,
+    id: String,
+}
+
+impl Exec {
+    async fn run(
+        &self,
+        command: Vec<String>,
+        limit: Duration,
+    ) -> Result<(ExitStatus, Vec<u8>, Vec<u8>), ContainerError> {
+        let stdout = self.open(Stream::Stdout).await?;
+        let stderr = self.open(Stream::Stderr).await?;
+        let request = ExecProcessRequest {
+            container_id: self.container.id.clone(),
+            exec_id: self.id.clone(),
+            process: Some(ProcessSpec {
+                args: command,
+                stdout: true,
+                stderr: true,
+                ..ProcessSpec::default()
+            }),
+            inherit: true,
+            timeout_ns: u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX),
+        };
+        self.agent()
+            .exec_process(request)
+            .await
+            .map_err(agent_error(&self.container))?;
+        let ended = async {
+            tokio::try_join!(
+                async {
+                    let waited = self.agent().wait_process(&self.container.id, &self.id).await;
+                    waited.map_err(agent_error(&self.container))
+                },
+                async {
+                    collect(stdout, OUTPUT_BYTES)
+                        .await
+                        .map_err(|error| self.stream_error(error))
+                },
+                async {
+                    collect(stderr, OUTPUT_BYTES)
+                        .await
+                        .map_err(|error| self.stream_error(error))
+                },
+            )
+        };
+        tokio::select! {
+            ended = ended => ended,
+            end = self.machine.ended() => Err(self.stream_error(std::io::Error::other(format!(
+                "the pod's virtual machine ended: {end}"
+            )))),
+        }
+    }
+
+    async fn open(&self, stream: Stream) -> Result<OutputStream, ContainerError> {
+        OutputStream::open(self.agent(), &self.container.id, &self.id, stream, 0)
+            .await
+            .map_err(|source| ContainerError::Stream {
+                id: self.container.id.clone(),
+                source,
+            })
+    }
+
+    fn stream_error(&self, error: std::io::Error) -> ContainerError {
+        ContainerError::Stream {
+            id: self.container.id.clone(),
+            source: error.into(),
+        }
+    }
+
+    fn agent(&self) -> &Agent {
+        self.machine.agent()
+    }
+
+    async fn acknowledge(&self) {
+        let request = AcknowledgeExitRequest {
+            container_id: self.container.id.clone(),
+            exec_id: self.id.clone(),
+        };
+        if let Err(error) = self.agent().acknowledge_exit(request).await {
+            tracing::debug!(container = %self.container.id, exec = %self.id, %error,
+                "the agent was not told that an exit is known");
+        }
+    }
+
+    /// Ends what nobody waits for any more.
+    async fn abandon(self) {
+        let request = SignalProcessRequest {
+            container_id: self.container.id.clone(),
+            exec_id: self.id.clone(),
+            signal: signal::KILL,
+            all: true,
+        };
+        if let Err(error) = self.agent().signal_process(request).await {
+            tracing::debug!(container = %self.container.id, exec = %self.id, %error, "nothing of an exec was left to end");
+        }
+        let waited = self.agent().wait_process(&self.container.id, &self.id);
+        let _ = tokio::time::timeout(self.agent().timeout(), waited).await;
+        self.acknowledge().await;
+    }
+}
+
+/// Kills an exec whose caller went away or lost patience.
+struct KillOnDrop(Option<Exec>);
+
+impl KillOnDrop {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        if let Some(exec) = self.0.take() {
+            tokio::spawn(exec.abandon());
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Limits of a container, from CRI's fields to control group files of the guest.
+
+use bulkhead_proto::{agent, cri::LinuxContainerResources};
+
+use crate::refusal::Refusal;
+
+const FIELD: &str = "config.linux.resources";
+
+/// The kernel's default period, in microseconds.
+const DEFAULT_PERIOD_US: u64 = 100_000;
+
+/// The limits in the agent's terms. Zero means "not said" everywhere, as CRI has it.
+///
+/// # Errors
+///
+/// [`Refusal`] for what a guest cannot have, and for numbers that mean nothing.
+pub(super) fn resources(asked: Option<&LinuxContainerResources>) -> Result<agent::Resources, Refusal> {
+    let Some(asked) = asked else {
+        return Ok(agent::Resources::default());
+    };
+    for (field, value) in [
+        ("cpuset_cpus", &asked.cpuset_cpus),
+        ("cpuset_mems", &asked.cpuset_mems),
+    ] {
+        if !value.is_empty() {
+            return Err(Refusal::not_yet(
+                format!("{FIELD}.{field}"),
+                format!(
+                    "{value:?} names processors or memory nodes of the host, to which a pod is not pinned"
+                ),
+            ));
+        }
+    }
+    if let Some(pages) = asked.hugepage_limits.iter().find(|pages| pages.limit > 0) {
+        return Err(Refusal::not_yet(
+            format!("{FIELD}.hugepage_limits"),
+            format!("{} pages of {} bytes cannot be had", pages.page_size, pages.limit),
+        ));
+    }
+    if !(-1000..=1000).contains(&asked.oom_score_adj) {
+        return Err(Refusal::invalid(
+            format!("{FIELD}.oom_score_adj"),
+            format!("{} is not between -1000 and 1000", asked.oom_score_adj),
+        ));
+    }
+    for name in asked.unified.keys() {
+        let good = name.contains('.')
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+            && !name.starts_with("cgroup.");
+        if !good {
+            return Err(Refusal::invalid(
+                format!("{FIELD}.unified"),
+                format!("{name:?} is no limit of a control group, such as \"memory.high\""),
+            ));
+        }
+    }
+    let memory_limit = positive(asked.memory_limit_in_bytes);
+    Ok(agent::Resources {
+        cpu_weight: positive(asked.cpu_shares).map(cpu_weight),
+        cpu_quota_us: positive(asked.cpu_quota),
+        cpu_period_us: positive(asked.cpu_quota)
+            .map(|_| positive(asked.cpu_period).unwrap_or(DEFAULT_PERIOD_US)),
+        memory_limit_bytes: memory_limit,
+        memory_swap_bytes: swap(memory_limit, asked.memory_swap_limit_in_bytes)?,
+        pids_limit: None,
+        unified: asked.unified.clone(),
+    })
+}
+
+fn positive(value: i64) -> Option<u64> {
+    u64::try_from(value).ok().filter(|value| *value > 0)
+}
+
+/// CRI's limit is of memory and swap together, cgroup v2's of swap alone. Memory limited and nothing said of swap means
+/// none.
+fn swap(memory: Option<u64>, both: i64) -> Result<Option<u64>, Refusal> {
+    match (memory, both) {
+        (_, -1) | (None, 0) => Ok(None),
+        (Some(_), 0) => Ok(Some(0)),
+        (memory, both) => {
+            let swap = u64::try_from(both)
+                .ok()
+                .and_then(|both| both.checked_sub(memory.unwrap_or(0)));
+            swap.map(Some).ok_or_else(|| {
+                Refusal::invalid(
+                    format!("{FIELD}.memory_swap_limit_in_bytes"),
+                    format!("{both} is less than memory_limit_in_bytes; it is the limit of both together"),
+                )
+            })
+        }
+    }
+}
+
+/// `cpu.weight` of CPU shares: 2 → 1, 1024 → 100, 262144 → 10000, and smooth between, so that what was the default stays
+/// the default. The formula is that of the OCI runtimes: 10^((l² + 125 l) / 612 − 7 / 34) with l = log2(shares).
+fn cpu_weight(shares: u64) -> u64 {
+    let shares = shares.clamp(2, 262_144);
+    #[expect(clippy::cast_precision_loss, reason = "at most 2^18")]
+    let l = (shares as f64).log2();
+    let weight = 10f64.powf((l * l + 125.0 * l) / 612.0 - 7.0 / 34.0);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the clamp keeps it in 1 to 10000"
+    )]
+    let weight = weight.ceil().clamp(1.0, 10_000.0) as u64;
+    weight
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_proto::cri::HugepageLimit;
+
+    use super::*;
+
+    fn of(change: impl FnOnce(&mut LinuxContainerResources)) -> Result<agent::Resources, Refusal> {
+        let mut asked = LinuxContainerResources::default();
+        change(&mut asked);
+        resources(Some(&asked))
+    }
+
+    #[test]
+    fn nothing_said_is_nothing_set() {
+        assert_eq!(resources(None).unwrap(), agent::Resources::default());
+        assert_eq!(of(|_| {}).unwrap(), agent::Resources::default());
+        assert_eq!(
+            of(|asked| asked.cpu_quota = -1).unwrap(),
+            agent::Resources::default()
+        );
+    }
+
+    #[test]
+    fn shares_become_a_weight() {
+        for (shares, weight) in [(1, 1), (2, 1), (1024, 100), (262_144, 10_000), (1 << 40, 10_000)] {
+            assert_eq!(
+                of(|asked| asked.cpu_shares = shares).unwrap().cpu_weight,
+                Some(weight),
+                "{shares}"
+            );
+        }
+        let weights: Vec<_> = [2, 10, 100, 512, 2048, 100_000]
+            .iter()
+            .map(|shares| cpu_weight(*shares))
+            .collect();
+        assert!(weights.is_sorted(), "{weights:?}");
+    }
+
+    #[test]
+    fn a_quota_has_a_period() {
+        let limits = of(|asked| asked.cpu_quota = 50_000).unwrap();
+        assert_eq!(
+            (limits.cpu_quota_us, limits.cpu_period_us),
+            (Some(50_000), Some(100_000))
+        );
+        let limits = of(|asked| (asked.cpu_quota, asked.cpu_period) = (5_000, 10_000)).unwrap();
+        assert_eq!(
+            (limits.cpu_quota_us, limits.cpu_period_us),
+            (Some(5_000), Some(10_000))
+        );
+    }
+
+    #[test]
+    fn swap_is_what_the_limit_of_both_leaves() {
+        let of = |memory, both| {
+            of(|asked| (asked.memory_limit_in_bytes, asked.memory_swap_limit_in_bytes) = (memory, both))
+                .map(|limits| limits.memory_swap_bytes)
+        };
+        assert_eq!(of(100, 0).unwrap(), Some(0));
+        assert_eq!(of(100, 100).unwrap(), Some(0));
+        assert_eq!(of(100, 150).unwrap(), Some(50));
+        assert_eq!(of(100, -1).unwrap(), None);
+        assert_eq!(of(0, 0).unwrap(), None);
+        assert!(of(100, 50).is_err());
+    }
+
+    #[test]
+    fn what_a_guest_cannot_have_is_refused_by_name() {
+        for (change, field) in [
+            (
+                Box::new(|asked: &mut LinuxContainerResources| asked.cpuset_cpus = "0-1".into())
+                    as Box<dyn FnOnce(&mut _)>,
+                "cpuset_cpus",
+            ),
+            (
+                Box::new(|asked: &mut LinuxContainerResources| {
+                    asked.hugepage_limits = vec![HugepageLimit {
+                        page_size: "2MB".into(),
+                        limit: 1,
+                    }]
+                }),
+                "hugepage_limits",
+            ),
+            (
+                Box::new(|asked: &mut LinuxContainerResources| asked.oom_score_adj = 1001),
+                "oom_score_adj",
+            ),
+            (
+                Box::new(|asked: &mut LinuxContainerResources| {
+                    asked.unified.insert("../memory.max".into(), "1".into());
+                }),
+                "unified",
+            ),
+            (
+                Box::new(|asked: &mut LinuxContainerResources| {
+                    asked.unified.insert("cgroup.kill".into(), "1".into());
+                }),
+                "unified",
+            ),
+        ] {
+            let message = of(change).unwrap_err().to_string();
+            assert!(message.contains(field), "{message}");
+        }
+        let kubelet = |asked: &mut LinuxContainerResources| {
+            asked.hugepage_limits = vec![HugepageLimit {
+                page_size: "2MB".into(),
+                limit: 0,
+            }];
+            asked.unified.insert("memory.oom.group".into(), "1".into());
+        };
+        assert_eq!(of(kubelet).unwrap().unified["memory.oom.group"], "1");
+    }
+}

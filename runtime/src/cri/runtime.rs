@@ -1,0 +1,569 @@
+//! RuntimeService.
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Instant};
+
+use bulkhead_proto::cri::{runtime_service_server::RuntimeService, *};
+use futures_util::stream::Empty;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Response, Status};
+
+use super::{API_VERSION, KUBE_API_VERSION, RUNTIME_NAME, answers, error::Failure, filter, info};
+use crate::{
+    check,
+    container::{self, Container, ContainerError},
+    daemon::Daemon,
+    refusal::Refusal,
+    sandbox::{self, Pod, PodError},
+    table::{LookupError, Table},
+};
+
+/// The service, on a daemon.
+#[derive(Clone, Debug)]
+pub(super) struct RuntimeHandlers {
+    daemon: Arc<Daemon>,
+}
+
+impl RuntimeHandlers {
+    pub(super) fn new(daemon: Arc<Daemon>) -> Self {
+        Self { daemon }
+    }
+
+    fn pod(&self, id: &str) -> Result<Arc<Pod>, Failure> {
+        find(&self.daemon.pods, id, "pod_sandbox_id", |error| {
+            PodError::Lookup(error).into()
+        })
+    }
+
+    fn container(&self, id: &str) -> Result<Arc<Container>, Failure> {
+        find(&self.daemon.containers, id, "container_id", |error| {
+            ContainerError::Lookup(error).into()
+        })
+    }
+}
+
+/// Calls of streams that this version does not have.
+type None_<T> = Empty<Result<T, Status>>;
+
+#[tonic::async_trait]
+impl RuntimeService for RuntimeHandlers {
+    type StreamPodSandboxesStream = None_<StreamPodSandboxesResponse>;
+    type StreamContainersStream = None_<StreamContainersResponse>;
+    type StreamContainerStatsStream = None_<StreamContainerStatsResponse>;
+    type StreamPodSandboxStatsStream = None_<StreamPodSandboxStatsResponse>;
+    type GetContainerEventsStream = None_<ContainerEventResponse>;
+    type StreamPodSandboxMetricsStream = None_<StreamPodSandboxMetricsResponse>;
+
+    async fn version(&self, _: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
+        Ok(Response::new(VersionResponse {
+            version: KUBE_API_VERSION.to_owned(),
+            runtime_name: RUNTIME_NAME.to_owned(),
+            runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+            runtime_api_version: API_VERSION.to_owned(),
+        }))
+    }
+
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let daemon = Arc::clone(&self.daemon);
+        let problem = tokio::task::spawn_blocking(move || check::first_problem(&daemon.config.vm)).await;
+        let problem = problem.unwrap_or_else(|panic| Some(panic.to_string()));
+        let condition = |kind: &str, problem: Option<String>, reason: &str| RuntimeCondition {
+            r#type: kind.to_owned(),
+            status: problem.is_none(),
+            reason: if problem.is_some() {
+                reason.to_owned()
+            } else {
+                String::new()
+            },
+            message: problem.unwrap_or_default(),
+        };
+        let network = "pods have no network but loopback in this version of Bulkhead: CNI is not there yet";
+        let handlers = std::iter::once("").chain(self.daemon.config.handlers.keys().map(String::as_str));
+        Ok(Response::new(StatusResponse {
+            status: Some(RuntimeStatus {
+                conditions: vec![
+                    condition("RuntimeReady", problem, "HostNotReady"),
+                    condition(
+                        "NetworkReady",
+                        Some(network.to_owned()),
+                        "NetworkPluginNotSupported",
+                    ),
+                ],
+            }),
+            info: if request.get_ref().verbose {
+                info::runtime(&self.daemon)
+            } else {
+                Default::default()
+            },
+            runtime_handlers: handlers
+                .map(|name| RuntimeHandler {
+                    name: name.to_owned(),
+                    features: Some(RuntimeHandlerFeatures {
+                        recursive_read_only_mounts: false,
+                        user_namespaces: false,
+                    }),
+                })
+                .collect(),
+            features: Some(RuntimeFeatures {
+                supplemental_groups_policy: true,
+                user_namespaces_host_network: false,
+                mount_options: false,
+            }),
+        }))
+    }
+
+    async fn runtime_config(
+        &self,
+        _: Request<RuntimeConfigRequest>,
+    ) -> Result<Response<RuntimeConfigResponse>, Status> {
+        let linux = LinuxRuntimeConfiguration {
+            cgroup_driver: CgroupDriver::Cgroupfs.into(),
+        };
+        Ok(Response::new(RuntimeConfigResponse { linux: Some(linux) }))
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<RunPodSandboxRequest>,
+    ) -> Result<Response<RunPodSandboxResponse>, Status> {
+        answer("RunPodSandbox", async {
+            let RunPodSandboxRequest {
+                config,
+                runtime_handler,
+            } = request.into_inner();
+            let config = config.ok_or_else(|| Refusal::invalid("config", "it is missing"))?;
+            // A client that goes away drops this future, and with it the guard: what was made is undone.
+            let cancelled = CancellationToken::new();
+            let guard = cancelled.clone().drop_guard();
+            let daemon = Arc::clone(&self.daemon);
+            let made = detached(PodError::Interrupted, async move {
+                sandbox::run::run(&daemon, config, runtime_handler, cancelled).await
+            });
+            let pod_sandbox_id = made.await?;
+            guard.disarm();
+            Ok(RunPodSandboxResponse { pod_sandbox_id })
+        })
+        .await
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<StopPodSandboxRequest>,
+    ) -> Result<Response<StopPodSandboxResponse>, Status> {
+        answer("StopPodSandbox", async {
+            if let Some(pod) = known(self.pod(&request.into_inner().pod_sandbox_id))? {
+                let daemon = Arc::clone(&self.daemon);
+                detached(PodError::Interrupted, async move {
+                    sandbox::stop::stop(&daemon, &pod).await
+                })
+                .await?;
+            }
+            Ok(StopPodSandboxResponse {})
+        })
+        .await
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<RemovePodSandboxRequest>,
+    ) -> Result<Response<RemovePodSandboxResponse>, Status> {
+        answer("RemovePodSandbox", async {
+            if let Some(pod) = known(self.pod(&request.into_inner().pod_sandbox_id))? {
+                let daemon = Arc::clone(&self.daemon);
+                detached(PodError::Interrupted, async move {
+                    sandbox::stop::remove(&daemon, &pod).await
+                })
+                .await?;
+            }
+            Ok(RemovePodSandboxResponse {})
+        })
+        .await
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<PodSandboxStatusRequest>,
+    ) -> Result<Response<PodSandboxStatusResponse>, Status> {
+        answer("PodSandboxStatus", async {
+            let request = request.into_inner();
+            let pod = self.pod(&request.pod_sandbox_id)?;
+            Ok(PodSandboxStatusResponse {
+                status: Some(answers::pod_status(&pod)),
+                info: if request.verbose {
+                    info::pod(&pod)
+                } else {
+                    Default::default()
+                },
+                containers_statuses: Vec::new(),
+                timestamp: 0,
+            })
+        })
+        .await
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<ListPodSandboxRequest>,
+    ) -> Result<Response<ListPodSandboxResponse>, Status> {
+        let filter = request.into_inner().filter;
+        let pods = self.daemon.pods.all();
+        let asked = pods.iter().filter(|pod| {
+            filter::pod(
+                filter.as_ref(),
+                &pod.id,
+                answers::pod_state(pod),
+                &pod.config.labels,
+            )
+        });
+        Ok(Response::new(ListPodSandboxResponse {
+            items: asked.map(|pod| answers::pod_item(pod)).collect(),
+        }))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<CreateContainerRequest>,
+    ) -> Result<Response<CreateContainerResponse>, Status> {
+        answer("CreateContainer", async {
+            let CreateContainerRequest {
+                pod_sandbox_id,
+                config,
+                sandbox_config: _,
+            } = request.into_inner();
+            let config = config.ok_or_else(|| Refusal::invalid("config", "it is missing"))?;
+            let pod = self.pod(&pod_sandbox_id)?;
+            let daemon = Arc::clone(&self.daemon);
+            let made = detached(ContainerError::Interrupted, async move {
+                container::create::create(&daemon, &pod, config).await
+            });
+            Ok(CreateContainerResponse {
+                container_id: made.await?,
+            })
+        })
+        .await
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<StartContainerRequest>,
+    ) -> Result<Response<StartContainerResponse>, Status> {
+        answer("StartContainer", async {
+            let container = self.container(&request.into_inner().container_id)?;
+            let daemon = Arc::clone(&self.daemon);
+            let started = detached(ContainerError::Interrupted, async move {
+                container::start::start(&daemon, &container).await
+            });
+            started.await?;
+            Ok(StartContainerResponse {})
+        })
+        .await
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<StopContainerRequest>,
+    ) -> Result<Response<StopContainerResponse>, Status> {
+        answer("StopContainer", async {
+            let StopContainerRequest {
+                container_id,
+                timeout,
+            } = request.into_inner();
+            if let Some(container) = known(self.container(&container_id))? {
+                let daemon = Arc::clone(&self.daemon);
+                let stopped = detached(ContainerError::Interrupted, async move {
+                    container::stop::stop(&daemon, &container, timeout).await
+                });
+                stopped.await?;
+            }
+            Ok(StopContainerResponse {})
+        })
+        .await
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<RemoveContainerRequest>,
+    ) -> Result<Response<RemoveContainerResponse>, Status> {
+        answer("RemoveContainer", async {
+            if let Some(container) = known(self.container(&request.into_inner().container_id))? {
+                let daemon = Arc::clone(&self.daemon);
+                let removed = detached(ContainerError::Interrupted, async move {
+                    container::remove::remove(&daemon, &container).await
+                });
+                removed.await?;
+            }
+            Ok(RemoveContainerResponse {})
+        })
+        .await
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Result<Response<ListContainersResponse>, Status> {
+        let filter = request.into_inner().filter;
+        let containers = self.daemon.containers.all();
+        let asked = containers.iter().filter(|container| {
+            let state = answers::container_state(container.phase());
+            filter::container(
+                filter.as_ref(),
+                &container.id,
+                &container.pod_id,
+                state,
+                &container.config.labels,
+            )
+        });
+        let containers = asked
+            .map(|container| answers::container_item(container))
+            .collect();
+        Ok(Response::new(ListContainersResponse { containers }))
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<ContainerStatusRequest>,
+    ) -> Result<Response<ContainerStatusResponse>, Status> {
+        answer("ContainerStatus", async {
+            let request = request.into_inner();
+            let container = self.container(&request.container_id)?;
+            Ok(ContainerStatusResponse {
+                status: Some(answers::container_status(&container)),
+                info: if request.verbose {
+                    info::container(&self.daemon, &container)
+                } else {
+                    Default::default()
+                },
+            })
+        })
+        .await
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<ReopenContainerLogRequest>,
+    ) -> Result<Response<ReopenContainerLogResponse>, Status> {
+        answer("ReopenContainerLog", async {
+            let container = self.container(&request.into_inner().container_id)?;
+            container.reopen_log().await?;
+            Ok(ReopenContainerLogResponse {})
+        })
+        .await
+    }
+
+    async fn exec_sync(
+        &self,
+        request: Request<ExecSyncRequest>,
+    ) -> Result<Response<ExecSyncResponse>, Status> {
+        answer("ExecSync", async {
+            let ExecSyncRequest {
+                container_id,
+                cmd,
+                timeout,
+            } = request.into_inner();
+            let container = self.container(&container_id)?;
+            // Not detached: a client that goes away ends its command.
+            Ok(container::exec::exec_sync(&self.daemon, &container, cmd, timeout).await?)
+        })
+        .await
+    }
+
+    async fn stream_pod_sandboxes(
+        &self,
+        _: Request<StreamPodSandboxesRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
+        absent("StreamPodSandboxes")
+    }
+
+    async fn stream_containers(
+        &self,
+        _: Request<StreamContainersRequest>,
+    ) -> Result<Response<Self::StreamContainersStream>, Status> {
+        absent("StreamContainers")
+    }
+
+    async fn update_container_resources(
+        &self,
+        _: Request<UpdateContainerResourcesRequest>,
+    ) -> Result<Response<UpdateContainerResourcesResponse>, Status> {
+        absent("UpdateContainerResources")
+    }
+
+    async fn exec(&self, _: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
+        absent("Exec")
+    }
+
+    async fn attach(&self, _: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
+        absent("Attach")
+    }
+
+    async fn port_forward(
+        &self,
+        _: Request<PortForwardRequest>,
+    ) -> Result<Response<PortForwardResponse>, Status> {
+        absent("PortForward")
+    }
+
+    async fn container_stats(
+        &self,
+        _: Request<ContainerStatsRequest>,
+    ) -> Result<Response<ContainerStatsResponse>, Status> {
+        absent("ContainerStats")
+    }
+
+    async fn list_container_stats(
+        &self,
+        _: Request<ListContainerStatsRequest>,
+    ) -> Result<Response<ListContainerStatsResponse>, Status> {
+        absent("ListContainerStats")
+    }
+
+    async fn stream_container_stats(
+        &self,
+        _: Request<StreamContainerStatsRequest>,
+    ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
+        absent("StreamContainerStats")
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        _: Request<PodSandboxStatsRequest>,
+    ) -> Result<Response<PodSandboxStatsResponse>, Status> {
+        absent("PodSandboxStats")
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _: Request<ListPodSandboxStatsRequest>,
+    ) -> Result<Response<ListPodSandboxStatsResponse>, Status> {
+        absent("ListPodSandboxStats")
+    }
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<StreamPodSandboxStatsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
+        absent("StreamPodSandboxStats")
+    }
+
+    async fn update_runtime_config(
+        &self,
+        _: Request<UpdateRuntimeConfigRequest>,
+    ) -> Result<Response<UpdateRuntimeConfigResponse>, Status> {
+        absent("UpdateRuntimeConfig")
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _: Request<CheckpointContainerRequest>,
+    ) -> Result<Response<CheckpointContainerResponse>, Status> {
+        absent("CheckpointContainer")
+    }
+
+    async fn checkpoint_pod(
+        &self,
+        _: Request<CheckpointPodRequest>,
+    ) -> Result<Response<CheckpointPodResponse>, Status> {
+        absent("CheckpointPod")
+    }
+
+    async fn restore_pod(
+        &self,
+        _: Request<RestorePodRequest>,
+    ) -> Result<Response<RestorePodResponse>, Status> {
+        absent("RestorePod")
+    }
+
+    async fn get_container_events(
+        &self,
+        _: Request<GetEventsRequest>,
+    ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
+        absent("GetContainerEvents")
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<ListMetricDescriptorsRequest>,
+    ) -> Result<Response<ListMetricDescriptorsResponse>, Status> {
+        absent("ListMetricDescriptors")
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<ListPodSandboxMetricsRequest>,
+    ) -> Result<Response<ListPodSandboxMetricsResponse>, Status> {
+        absent("ListPodSandboxMetrics")
+    }
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<StreamPodSandboxMetricsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
+        absent("StreamPodSandboxMetrics")
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        _: Request<UpdatePodSandboxResourcesRequest>,
+    ) -> Result<Response<UpdatePodSandboxResourcesResponse>, Status> {
+        absent("UpdatePodSandboxResources")
+    }
+}
+
+/// Runs a handler and tells the log how it ended.
+pub(super) async fn answer<T>(
+    call: &'static str,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<Response<T>, Status> {
+    let started = Instant::now();
+    // Large futures are kept off the stack of the task.
+    let work: Pin<Box<_>> = Box::pin(work);
+    let result = work.await;
+    let elapsed = started.elapsed();
+    match result {
+        Ok(answer) => {
+            tracing::debug!(call, ?elapsed, "answered");
+            Ok(Response::new(answer))
+        }
+        Err(failure) => {
+            let status = failure.into_status();
+            if status.code() == Code::NotFound {
+                tracing::debug!(call, ?elapsed, error = status.message(), "answered");
+            } else {
+                tracing::warn!(call, ?elapsed, code = ?status.code(), error = status.message(), "refused or failed");
+            }
+            Err(status)
+        }
+    }
+}
+
+/// Runs an operation to its end, whatever becomes of the client: none is left half done.
+async fn detached<T: Send + 'static, E: Send + 'static>(
+    interrupted: E,
+    work: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<T, E> {
+    tokio::spawn(work).await.unwrap_or(Err(interrupted))
+}
+
+fn find<T>(
+    table: &Table<T>,
+    id: &str,
+    field: &str,
+    unknown: impl Fn(LookupError) -> Failure,
+) -> Result<Arc<T>, Failure> {
+    table.find(id).map_err(|error| match error {
+        LookupError::Empty => Refusal::invalid(field, "it is empty").into(),
+        error => unknown(error),
+    })
+}
+
+/// For calls that are done when the object is not there.
+fn known<T>(found: Result<T, Failure>) -> Result<Option<T>, Failure> {
+    match found {
+        Ok(object) => Ok(Some(object)),
+        Err(failure) if failure.is_not_found() => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+fn absent<T>(call: &'static str) -> Result<T, Status> {
+    Err(Failure::unimplemented(call).into_status())
+}

@@ -1,0 +1,310 @@
+//! RunPodSandbox: from a request to a machine whose agent answers.
+
+use std::{
+    io,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bulkhead_proto::{
+    agent::{ConfigureSandboxRequest, HelloResponse},
+    cri::PodSandboxConfig,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    cgroup,
+    error::PodError,
+    guest_files,
+    machine::{Machine, MachineError, MachinePlan, SCRATCH_SERIAL, make_directories},
+    pod::Pod,
+    rollback::Rollback,
+    size::MachineSize,
+    stop, validate,
+};
+use crate::{
+    daemon::Daemon,
+    identity::{new_id, now_ns},
+    store::{MachineRecord, PodPhase},
+};
+
+/// Where the time of a pod's start went.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StartupTimes {
+    /// Writing the intent down.
+    pub record: Duration,
+    /// Network namespace, control group and scratch disk, which are made side by side.
+    pub resources: Duration,
+    /// From there until the VMM's process was started.
+    pub spawn: Duration,
+    /// From there until the agent said hello.
+    pub boot: Duration,
+    /// Of the boot, what the guest's kernel took until it started the agent.
+    pub guest_kernel: Duration,
+    /// Of the boot, what the agent took until it said hello.
+    pub guest_agent: Duration,
+    /// Telling the agent of the pod.
+    pub configure: Duration,
+    /// All of it.
+    pub total: Duration,
+}
+
+/// Makes a pod and returns its id when it is ready. A request whose client goes away is undone, as is one that fails.
+///
+/// # Errors
+///
+/// [`PodError`]; then nothing is left of the pod, or if something could not be removed, the pod is listed as not ready.
+pub async fn run(
+    daemon: &Arc<Daemon>,
+    config: PodSandboxConfig,
+    runtime_handler: String,
+    cancelled: CancellationToken,
+) -> Result<String, PodError> {
+    let started = Instant::now();
+    let name = Pod::name(validate::pod(&config, &runtime_handler, &daemon.config)?);
+    let id = new_id();
+    let reservation = daemon.pods.reserve(&name, &id)?;
+
+    let linux = config.linux.as_ref();
+    let handler = daemon.config.handlers.get(&runtime_handler);
+    let size = MachineSize::of_pod(linux, &daemon.config.vm, handler, daemon.host_size);
+    let parent = linux
+        .map(|linux| linux.cgroup_parent.as_str())
+        .filter(|parent| !parent.is_empty());
+    let cgroup = cgroup::path(parent.unwrap_or(&daemon.config.vm.cgroup_parent), &id);
+    let paths = daemon.directories.pod(&id);
+    let pod = Arc::new(Pod::new(
+        id.clone(),
+        config,
+        runtime_handler,
+        now_ns(),
+        cgroup,
+        paths,
+        size,
+    ));
+
+    tracing::info!(pod = %id, name, vcpus = size.vcpus, memory_mib = size.memory_mib, "making a pod");
+    let mut rollback = Rollback::default();
+    let made = make(daemon, &pod, &cancelled, &mut rollback).await;
+    match made {
+        Ok((machine, mut times)) => {
+            times.total = started.elapsed();
+            pod.change(|state| state.startup = Some(times));
+            rollback.keep();
+            reservation.fill(Arc::clone(&pod));
+            tracing::info!(pod = %id, pid = machine.identity().pid, ?times, "the pod is ready");
+            tokio::spawn(stop::watch(Arc::clone(daemon), pod, machine));
+            Ok(id)
+        }
+        Err(error) => {
+            tracing::warn!(pod = %id, %error, "the pod could not be made; what had been made is removed");
+            let left = rollback.undo().await;
+            if !left.is_empty() {
+                let message = format!(
+                    "its creation failed ({error}) and could not be undone: {}",
+                    left.join("; ")
+                );
+                tracing::error!(pod = %id, message, "the pod stays listed until it can be removed");
+                pod.change(|state| {
+                    state.phase = PodPhase::NotReady;
+                    state.message = message;
+                });
+                if let Err(error) = daemon.store.put_pod(pod.record()).await {
+                    tracing::error!(pod = %id, %error, "the pod's state is not on the disk");
+                }
+                reservation.fill(pod);
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn make(
+    daemon: &Arc<Daemon>,
+    pod: &Arc<Pod>,
+    cancelled: &CancellationToken,
+    rollback: &mut Rollback,
+) -> Result<(Arc<Machine>, StartupTimes), PodError> {
+    let mut times = StartupTimes::default();
+    let mut lap = Lap::start();
+    let machine_error = |source| PodError::Machine {
+        id: pod.id.clone(),
+        source,
+    };
+
+    let (store, id) = (daemon.store.clone(), pod.id.clone());
+    rollback.add("record in the durable state", async move {
+        store.remove_pod(id, Vec::new()).await
+    });
+    daemon.store.put_pod(pod.record()).await?;
+    times.record = lap.end();
+
+    let paths = pod.paths.clone();
+    rollback.add("files", blocking(move || stop::remove_files(&paths)));
+    make_directories(&pod.paths).map_err(machine_error)?;
+    write_note(&pod.paths.cgroup_note(), &pod.cgroup).map_err(|source| PodError::Host {
+        id: pod.id.clone(),
+        action: "note the pod's control group".to_owned(),
+        source,
+    })?;
+    let (host, path) = (Arc::clone(&daemon.host), pod.paths.namespace.clone());
+    rollback.add(
+        "network namespace",
+        blocking(move || host.remove_network_namespace(&path)),
+    );
+    let (host, cgroup) = (Arc::clone(&daemon.host), pod.cgroup.clone());
+    rollback.add("control group", blocking(move || host.remove_cgroup(&cgroup)));
+    let (namespace, cgroup, scratch) = tokio::join!(
+        make_namespace(daemon, pod),
+        make_cgroup(daemon, pod),
+        make_scratch(daemon, pod)
+    );
+    namespace?;
+    scratch?;
+    let cgroup = cgroup?;
+    times.resources = lap.end();
+
+    let plan = MachinePlan {
+        name: pod.id.clone(),
+        paths: pod.paths.clone(),
+        size: pod.size,
+        defaults: daemon.config.vm.clone(),
+        cgroup,
+        timeout: daemon.config.timeouts.agent(),
+    };
+    let machine = Arc::new(Machine::start(plan).await.map_err(machine_error)?);
+    let to_kill = Arc::clone(&machine);
+    rollback.add("virtual machine", async move { to_kill.kill().await });
+    times.spawn = lap.end();
+
+    let hello = tokio::select! {
+        hello = machine.wait_for_agent(daemon.config.timeouts.boot()) => hello.map_err(machine_error)?,
+        () = cancelled.cancelled() => return Err(PodError::Cancelled { id: pod.id.clone() }),
+    };
+    times.boot = lap.end();
+    times.guest_kernel = Duration::from_nanos(hello.agent_started_ns);
+    times.guest_agent = Duration::from_nanos(hello.ready_ns.saturating_sub(hello.agent_started_ns));
+
+    configure(pod, &machine).await?;
+    times.configure = lap.end();
+
+    pod.change(|state| {
+        state.phase = PodPhase::Ready;
+        state.machine = Some(Arc::clone(&machine));
+        state.record = Some(remember(&machine, pod.size, &hello));
+    });
+    daemon.store.put_pod(pod.record()).await?;
+    if cancelled.is_cancelled() {
+        return Err(PodError::Cancelled { id: pod.id.clone() });
+    }
+    Ok((machine, times))
+}
+
+async fn make_namespace(daemon: &Arc<Daemon>, pod: &Pod) -> Result<(), PodError> {
+    let (host, path) = (Arc::clone(&daemon.host), pod.paths.namespace.clone());
+    blocking(move || host.create_network_namespace(&path))
+        .await
+        .map_err(|source| PodError::Host {
+            id: pod.id.clone(),
+            action: format!("make the network namespace {}", pod.paths.namespace.display()),
+            source,
+        })
+}
+
+async fn make_cgroup(daemon: &Arc<Daemon>, pod: &Pod) -> Result<Option<std::fs::File>, PodError> {
+    let (host, path) = (Arc::clone(&daemon.host), pod.cgroup.clone());
+    blocking(move || host.create_cgroup(&path))
+        .await
+        .map_err(|source| PodError::Host {
+            id: pod.id.clone(),
+            action: format!("make the control group {}", pod.cgroup),
+            source,
+        })
+}
+
+async fn make_scratch(daemon: &Arc<Daemon>, pod: &Pod) -> Result<(), PodError> {
+    let (templates, mib, path) = (daemon.scratch.clone(), pod.size.scratch_mib, pod.paths.scratch());
+    let copied = tokio::task::spawn_blocking(move || templates.copy(mib, &path)).await;
+    copied
+        .map_err(|_| PodError::Interrupted)?
+        .map_err(|source| PodError::Scratch {
+            id: pod.id.clone(),
+            source,
+        })
+}
+
+async fn configure(pod: &Pod, machine: &Machine) -> Result<(), PodError> {
+    let hostname = pod.hostname();
+    let resolv_conf = match guest_files::resolv_conf(pod.config.dns_config.as_ref()) {
+        Some(text) => text,
+        None => tokio::fs::read_to_string("/etc/resolv.conf")
+            .await
+            .unwrap_or_default(),
+    };
+    let request = ConfigureSandboxRequest {
+        hostname: hostname.to_owned(),
+        scratch_disk: SCRATCH_SERIAL.to_owned(),
+        resolv_conf: Some(resolv_conf),
+        hosts: Some(guest_files::hosts(hostname)),
+        etc_hostname: Some(format!("{hostname}\n")),
+        sysctls: pod
+            .config
+            .linux
+            .as_ref()
+            .map(|linux| linux.sysctls.clone())
+            .unwrap_or_default(),
+        shm_size: 0,
+        realtime_ns: u64::try_from(now_ns()).unwrap_or_default(),
+    };
+    tokio::select! {
+        answer = machine.agent().configure_sandbox(request) => match answer {
+            Ok(_) => Ok(()),
+            Err(source) => Err(PodError::Agent { id: pod.id.clone(), source }),
+        },
+        end = machine.ended() => {
+            Err(PodError::Machine { id: pod.id.clone(), source: MachineError::Ended(end) })
+        }
+    }
+}
+
+fn remember(machine: &Machine, size: MachineSize, hello: &HelloResponse) -> MachineRecord {
+    let identity = machine.identity().clone();
+    MachineRecord {
+        pid: identity.pid,
+        start_ticks: identity.start_ticks,
+        boot_id: identity.boot_id,
+        vcpus: size.vcpus.into(),
+        memory_mib: size.memory_mib,
+        kernel_release: hello.kernel_release.clone(),
+        agent_version: hello.agent_version.clone(),
+    }
+}
+
+fn write_note(path: &Path, text: &str) -> io::Result<()> {
+    std::fs::write(path, text)
+}
+
+/// Runs something that blocks away from the daemon's threads for requests.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|panic| Err(io::Error::other(panic)))
+}
+
+struct Lap(Instant);
+
+impl Lap {
+    fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    fn end(&mut self) -> Duration {
+        let now = Instant::now();
+        let lap = now.duration_since(self.0);
+        self.0 = now;
+        lap
+    }
+}
