@@ -181,6 +181,9 @@ impl VmConfig {
                 "unique in the machine",
             )?;
         }
+        for net in &self.nets {
+            net.hardware_address()?;
+        }
         if let Some(vsock) = &self.vsock {
             require(
                 vsock.cid >= CID_MIN && vsock.cid < u32::MAX,
@@ -192,6 +195,35 @@ impl VmConfig {
         Ok(())
     }
 }
+
+impl NetConfig {
+    /// The hardware address as bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] for anything but six pairs of hexadecimal digits between colons, and for a group address.
+    pub fn hardware_address(&self) -> Result<[u8; 6], ConfigError> {
+        let bytes: Option<Vec<u8>> = self
+            .mac
+            .split(':')
+            .map(|part| {
+                let digits = part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit());
+                digits.then(|| u8::from_str_radix(part, 16).ok()).flatten()
+            })
+            .collect();
+        bytes
+            .and_then(|bytes| <[u8; 6]>::try_from(bytes).ok())
+            .filter(|[first, ..]| first & GROUP_ADDRESS == 0)
+            .ok_or_else(|| ConfigError {
+                field: "the mac of a network interface",
+                value: self.mac.clone(),
+                allowed: "the address of one station, such as 02:00:00:00:00:01".to_owned(),
+            })
+    }
+}
+
+/// The bit of the first byte by which an Ethernet address is that of a group.
+const GROUP_ADDRESS: u8 = 1;
 
 impl DiskConfig {
     /// Checks what the machine asks of a disk; its device checks serial and segments.
@@ -294,6 +326,30 @@ mod tests {
         assert!(
             parse(r#"{"name":"m","vcpus":1,"memory_mib":128,"kernel":{"path":"/v"},"memory":1}"#).is_err()
         );
+    }
+
+    #[test]
+    fn a_hardware_address_is_six_bytes_of_one_station() {
+        let parse = |mac: &str| {
+            let mac = mac.to_owned();
+            NetConfig {
+                tap: 3,
+                mac,
+                mtu: 1500,
+            }
+            .hardware_address()
+        };
+        assert_eq!(parse("02:00:00:00:ab:CD"), Ok([2, 0, 0, 0, 0xab, 0xcd]));
+        for bad in [
+            "",
+            "02:00:00:00:00",
+            "02:00:00:00:00:00:01",
+            "2:0:0:0:0:1",
+            "01:00:5e:00:00:01",
+            "02:00:00:00:00:+1",
+        ] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

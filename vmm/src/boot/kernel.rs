@@ -10,7 +10,7 @@ use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::BootError;
 use crate::memory::{
-    GuestRam,
+    FileReader, GuestRam,
     layout::{KERNEL_START, PAGE_SIZE, RamRanges},
 };
 
@@ -51,22 +51,21 @@ pub fn load_kernel(
     ram: &GuestRam,
     ranges: RamRanges,
 ) -> Result<LoadedKernel, BootError> {
+    let name = kernel.name.as_str();
     let no_kernel = |reason: String| BootError::NoKernel {
-        file: kernel.name.clone(),
+        file: name.to_owned(),
         reason,
     };
-    let loaded = Elf::load(
-        ram.as_ref(),
-        None,
-        &mut kernel.file,
-        Some(GuestAddress(KERNEL_START)),
-    )
-    .map_err(|error| match error {
-        loader::Error::Elf(elf::Error::ReadKernelImage) => {
-            no_kernel("it is cut short, or its segments do not lie in the guest's memory".to_owned())
-        }
-        other => no_kernel(other.to_string()),
-    })?;
+    let mut reader = FileReader::new(&mut kernel.file, ram);
+    let loaded =
+        Elf::load(ram.as_ref(), None, &mut reader, Some(GuestAddress(KERNEL_START))).map_err(|error| {
+            match error {
+                loader::Error::Elf(elf::Error::ReadKernelImage) => {
+                    no_kernel("it is cut short, or its segments do not lie in the guest's memory".to_owned())
+                }
+                other => no_kernel(other.to_string()),
+            }
+        })?;
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
         return Err(no_kernel("it has no PVH entry (ELF note Xen 18)".to_owned()));
     };
@@ -75,11 +74,7 @@ pub fn load_kernel(
         end: loaded.kernel_end,
     };
     if loaded.end > ranges.low_end {
-        return Err(too_small(
-            format!("the kernel {}", kernel.name),
-            loaded.end,
-            ranges,
-        ));
+        return Err(too_small(format!("the kernel {name}"), loaded.end, ranges));
     }
     if !(KERNEL_START..loaded.end).contains(&loaded.entry) {
         return Err(no_kernel(format!(
@@ -101,15 +96,12 @@ pub fn load_initramfs(
     ram: &GuestRam,
     ranges: RamRanges,
 ) -> Result<LoadedModule, BootError> {
+    let name = initramfs.name.as_str();
     let unreadable = |source: io::Error| BootError::Initramfs {
-        file: initramfs.name.clone(),
+        file: name.to_owned(),
         source,
     };
     let size = initramfs.file.metadata().map_err(unreadable)?.len();
-    let unreadable = |source: io::Error| BootError::Initramfs {
-        file: initramfs.name.clone(),
-        source,
-    };
     let address = ranges
         .low_end
         .checked_sub(size)
@@ -117,11 +109,15 @@ pub fn load_initramfs(
         .filter(|address| *address >= kernel.end)
         .ok_or_else(|| {
             let needed = kernel.end.saturating_add(size).saturating_add(PAGE_SIZE);
-            too_small(format!("the initramfs {}", initramfs.name), needed, ranges)
+            too_small(format!("the initramfs {name}"), needed, ranges)
         })?;
     let length = usize::try_from(size).map_err(|error| unreadable(io::Error::other(error)))?;
-    ram.read_exact_volatile_from(GuestAddress(address), &mut initramfs.file, length)
-        .map_err(|error| unreadable(io::Error::other(error)))?;
+    ram.read_exact_volatile_from(
+        GuestAddress(address),
+        &mut FileReader::new(&mut initramfs.file, ram),
+        length,
+    )
+    .map_err(|error| unreadable(io::Error::other(error)))?;
     Ok(LoadedModule { address, size })
 }
 

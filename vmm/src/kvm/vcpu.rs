@@ -35,7 +35,6 @@ pub enum Stop {
 pub struct Vcpu {
     pub(super) index: u8,
     pub(super) fd: VcpuFd,
-    pub(super) msr_indices: Vec<u32>,
 }
 
 /// Model-specific registers as firmware leaves them. Linux takes string instructions for slow without the first, and
@@ -50,14 +49,10 @@ const CR0_PE: u64 = 1;
 const RFLAGS_RESERVED: u64 = 1 << 1;
 
 impl Vcpu {
-    pub(super) fn new(index: u8, fd: VcpuFd, cpuid: &CpuId, msr_indices: Vec<u32>) -> Result<Self, KvmError> {
+    pub(super) fn new(index: u8, fd: VcpuFd, cpuid: &CpuId) -> Result<Self, KvmError> {
         fd.set_cpuid2(cpuid)
             .map_err(refused(format!("describe vCPU {index}")))?;
-        Ok(Self {
-            index,
-            fd,
-            msr_indices,
-        })
+        Ok(Self { index, fd })
     }
 
     /// Brings the first vCPU into the state that the PVH boot protocol asks for: 32-bit protected mode with flat

@@ -58,8 +58,8 @@ impl VcpuState {
 }
 
 impl Vcpu {
-    /// Saves the vCPU, which must not be running.
-    pub(super) fn save(&self) -> Result<VcpuState, KvmError> {
+    /// Saves the vCPU, which must not be running, with those of the model-specific registers in `msr_indices` that it has.
+    pub(super) fn save(&self, msr_indices: &[u32]) -> Result<VcpuState, KvmError> {
         let what = |part: &str| refused(format!("read {part} of vCPU {}", self.index));
         let mp_state = self.fd.get_mp_state().map_err(what("the run state"))?;
         let general = self.fd.get_regs().map_err(what("registers"))?;
@@ -75,7 +75,7 @@ impl Vcpu {
             .as_slice()
             .to_vec();
         let tsc_khz = self.fd.get_tsc_khz().ok();
-        let msrs = self.read_msrs()?;
+        let msrs = self.read_msrs(msr_indices)?;
         let events = self.fd.get_vcpu_events().map_err(what("pending events"))?;
         Ok(VcpuState {
             version: VERSION,
@@ -142,9 +142,9 @@ impl Vcpu {
     }
 
     /// Reads every register that KVM lists and this vCPU has.
-    fn read_msrs(&self) -> Result<Vec<kvm_msr_entry>, KvmError> {
-        let mut found = Vec::with_capacity(self.msr_indices.len());
-        let mut left = self.msr_indices.as_slice();
+    fn read_msrs(&self, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, KvmError> {
+        let mut found = Vec::with_capacity(indices.len());
+        let mut left = indices;
         while !left.is_empty() {
             let (asked, _) = left.split_at(left.len().min(MSRS_AT_ONCE));
             let entries: Vec<kvm_msr_entry> = asked

@@ -10,7 +10,7 @@ use std::{
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::{
-    GuestAccess, KvmError, Stop, Vcpu, VcpuState,
+    GuestAccess, Host, KvmError, Stop, Vcpu, VcpuState,
     gate::{Gate, Order},
     run_page::ImmediateExit,
 };
@@ -107,8 +107,12 @@ impl VcpuThreads {
     /// # Errors
     ///
     /// [`KvmError::Refused`].
-    pub fn save(&self) -> Result<Vec<VcpuState>, KvmError> {
-        self.threads.iter().map(|thread| thread.vcpu().save()).collect()
+    pub fn save(&self, host: &Host) -> Result<Vec<VcpuState>, KvmError> {
+        let msr_indices = host.msr_indices()?;
+        self.threads
+            .iter()
+            .map(|thread| thread.vcpu().save(&msr_indices))
+            .collect()
     }
 
     /// Gives every vCPU the state with its index. They must stand still.

@@ -29,7 +29,6 @@ const PMU_DISABLE: u64 = 1;
 pub struct Vm {
     fd: VmFd,
     supported: CpuId,
-    msr_indices: Vec<u32>,
     /// Kept because KVM holds host addresses of it; dropped after `fd`.
     _ram: GuestRam,
 }
@@ -56,7 +55,6 @@ impl Vm {
         Ok(Self {
             fd,
             supported: host.supported_cpuid()?,
-            msr_indices: host.msr_indices()?,
             _ram: GuestRam::clone(ram),
         })
     }
@@ -72,7 +70,7 @@ impl Vm {
             .create_vcpu(u64::from(index))
             .map_err(refused(format!("create vCPU {index}")))?;
         let cpuid = cpuid::for_vcpu(&self.supported, index, count)?;
-        Vcpu::new(index, fd, &cpuid, self.msr_indices.clone())
+        Vcpu::new(index, fd, &cpuid)
     }
 
     /// Reads the guest's clock (nanoseconds of the machine's life, the base of the paravirtual clock).

@@ -1,18 +1,27 @@
 //! How a machine is put together, step by step.
 
-use std::sync::Arc;
+use std::{
+    panic::resume_unwind,
+    sync::Arc,
+    thread::{self, Builder},
+};
 
-use super::{Accesses, Endings, Machine, MachineError, MachineFiles, ProcessStart, files::OpenDisk, system};
+use super::{
+    Accesses, Endings, Machine, MachineError, MachineFiles, ProcessStart,
+    files::{BootFiles, DeviceFiles, OpenDisk},
+    system,
+};
 use crate::{
     boot::{acpi, kernel, pvh},
     config::{ExitReason, VmConfig},
     control::protocol::MachinePhase,
-    kvm::{GuestAccess, Host, OnStop, Stop, VcpuThreads, Vm},
+    kvm::{GuestAccess, Host, OnStop, Stop, Vcpu, VcpuThreads, Vm},
     memory::{self, GuestRam, layout::RamRanges},
     pci::{PciBus, PciHost, PvPanic, virtio::VirtioFunction},
     virtio::{
         console::{Console, ConsoleLog},
         device::VirtioDevice,
+        net::Net,
         rng::Rng,
         vsock::Vsock,
     },
@@ -23,50 +32,75 @@ use crate::{
 /// # Errors
 ///
 /// [`MachineError`] saying what is missing and what to do.
-pub fn build(
-    config: VmConfig,
-    mut files: MachineFiles,
-    started: ProcessStart,
-) -> Result<Machine, MachineError> {
+pub fn build(config: VmConfig, files: MachineFiles, started: ProcessStart) -> Result<Machine, MachineError> {
     let host = Host::open()?;
     host.check_vcpus(config.vcpus)?;
     let ram = memory::allocate(config.memory_mib)?;
-    let vm = Arc::new(Vm::create(&host, &ram)?);
-    let start = load(&config, &mut files, &ram)?;
-
     let endings = Arc::new(Endings::new().map_err(system("an eventfd"))?);
-    let console = console(&config, &mut files)?;
-    let disks = config.disks.iter().map(|disk| disk.serial.clone()).collect();
-    let bus = populate(&config, files, console.clone(), &vm, &ram, &endings)?;
-    let early = config.console.as_ref().is_some_and(|console| console.early);
-    let accesses = Arc::new(Accesses::new(
-        bus,
-        Arc::clone(&endings),
-        console.filter(|_| early),
-    ));
+    let (boot_files, device_files) = files.split();
 
-    let mut vcpus = Vec::with_capacity(config.vcpus.into());
-    for index in 0..config.vcpus {
-        let vcpu = vm.create_vcpu(index, config.vcpus)?;
-        vcpu.prepare_registers()?;
-        if index == 0 {
-            vcpu.prepare_boot(start.entry, start.info)?;
-        }
-        vcpus.push(vcpu);
+    // The two longest steps do not need each other: KVM's part waits for other processors, the guest's memory is filled by
+    // this one.
+    let (hardware, start) = thread::scope(|scope| {
+        let loader = Builder::new()
+            .name("loader".to_owned())
+            .spawn_scoped(scope, || load(&config, boot_files, &ram))
+            .map_err(system("a thread"))?;
+        let hardware = assemble(&config, device_files, &host, &ram, &endings);
+        let start = loader.join().unwrap_or_else(|panic| resume_unwind(panic));
+        Ok::<_, MachineError>((hardware?, start?))
+    })?;
+    let Hardware { vm, accesses, vcpus } = hardware;
+    if let Some(first) = vcpus.first() {
+        first.prepare_boot(start.entry, start.info)?;
     }
     let guest = Arc::clone(&accesses) as Arc<dyn GuestAccess>;
     let vcpus = VcpuThreads::start(vcpus, &guest, &report_stops(&endings))?;
 
     Ok(Machine {
+        disks: config.disks.iter().map(|disk| disk.serial.clone()).collect(),
         config,
         vcpus,
         accesses,
         endings,
         vm,
+        host,
         ram,
         phase: MachinePhase::Paused,
-        disks,
         started,
+    })
+}
+
+/// A machine as its owner would find it on a desk: everything there, nothing in its memory.
+struct Hardware {
+    vm: Arc<Vm>,
+    accesses: Arc<Accesses>,
+    vcpus: Vec<Vcpu>,
+}
+
+fn assemble(
+    config: &VmConfig,
+    mut files: DeviceFiles,
+    host: &Host,
+    ram: &GuestRam,
+    endings: &Arc<Endings>,
+) -> Result<Hardware, MachineError> {
+    let vm = Arc::new(Vm::create(host, ram)?);
+    let console = console(config, &mut files)?;
+    let bus = populate(config, files, console.clone(), &vm, ram, endings)?;
+    let early = config.console.as_ref().is_some_and(|console| console.early);
+    let accesses = Accesses::new(bus, Arc::clone(endings), console.filter(|_| early));
+    let vcpus: Result<Vec<Vcpu>, MachineError> = (0..config.vcpus)
+        .map(|index| {
+            let vcpu = vm.create_vcpu(index, config.vcpus)?;
+            vcpu.prepare_registers()?;
+            Ok(vcpu)
+        })
+        .collect();
+    Ok(Hardware {
+        vm,
+        accesses: Arc::new(accesses),
+        vcpus: vcpus?,
     })
 }
 
@@ -77,13 +111,12 @@ struct Start {
 }
 
 /// Fills the guest's memory.
-fn load(config: &VmConfig, files: &mut MachineFiles, ram: &GuestRam) -> Result<Start, MachineError> {
+fn load(config: &VmConfig, mut files: BootFiles, ram: &GuestRam) -> Result<Start, MachineError> {
     let ranges = RamRanges::of(config.memory_mib);
     let kernel = kernel::load_kernel(&mut files.kernel, ram, ranges)?;
     let initramfs = files
         .initramfs
-        .as_mut()
-        .map(|initramfs| kernel::load_initramfs(initramfs, kernel, ram, ranges))
+        .map(|mut initramfs| kernel::load_initramfs(&mut initramfs, kernel, ram, ranges))
         .transpose()?;
     acpi::write_tables(ram, config.vcpus, new_generation()?)?;
     let info = pvh::write_start_info(ram, ranges, &config.cmdline, initramfs)?;
@@ -101,7 +134,7 @@ fn new_generation() -> Result<acpi::GenerationId, MachineError> {
     Ok(acpi::GenerationId(id))
 }
 
-fn console(config: &VmConfig, files: &mut MachineFiles) -> Result<Option<ConsoleLog>, MachineError> {
+fn console(config: &VmConfig, files: &mut DeviceFiles) -> Result<Option<ConsoleLog>, MachineError> {
     let Some((console, file)) = config.console.as_ref().zip(files.console.take()) else {
         return Ok(None);
     };
@@ -111,7 +144,7 @@ fn console(config: &VmConfig, files: &mut MachineFiles) -> Result<Option<Console
 /// Places all functions on a new bus, in the order in which guests number them.
 fn populate(
     config: &VmConfig,
-    files: MachineFiles,
+    files: DeviceFiles,
     console: Option<ConsoleLog>,
     vm: &Arc<Vm>,
     ram: &GuestRam,
@@ -134,6 +167,10 @@ fn populate(
     if let Some((vsock, socket)) = config.vsock.as_ref().zip(files.vsock) {
         let device = Vsock::new(vsock.cid, socket)?;
         place(&mut bus, "vsock".to_owned(), Box::new(device), vm, ram)?;
+    }
+    for (index, (net, tap)) in config.nets.iter().zip(files.taps).enumerate() {
+        let device = Net::new(tap, net.hardware_address()?, net.mtu)?;
+        place(&mut bus, format!("net {index}"), Box::new(device), vm, ram)?;
     }
     for disk in files.disks {
         place_disk(&mut bus, disk, vm, ram)?;

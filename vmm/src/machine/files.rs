@@ -28,20 +28,32 @@ const BACKLOG: i32 = 16;
 /// What a machine works with.
 #[derive(Debug)]
 pub struct MachineFiles {
-    /// The kernel.
-    pub kernel: NamedFile,
-    /// The initial file system.
-    pub initramfs: Option<NamedFile>,
     /// The control socket, listening.
     pub control: Option<OwnedFd>,
-    /// Disks, in the order of the configuration.
-    pub disks: Vec<OpenDisk>,
-    /// Taps, in the order of the configuration.
-    pub taps: Vec<OwnedFd>,
-    /// The host's side of the virtual socket device, listening.
-    pub vsock: Option<UnixListener>,
-    /// Where the console writes.
-    pub console: Option<File>,
+    boot: BootFiles,
+    devices: DeviceFiles,
+}
+
+/// What goes into the guest's memory before it starts.
+#[derive(Debug)]
+pub(super) struct BootFiles {
+    pub(super) kernel: NamedFile,
+    pub(super) initramfs: Option<NamedFile>,
+}
+
+/// What devices work on, each list in the order of the configuration.
+#[derive(Debug)]
+pub(super) struct DeviceFiles {
+    pub(super) disks: Vec<OpenDisk>,
+    pub(super) taps: Vec<OwnedFd>,
+    pub(super) vsock: Option<UnixListener>,
+    pub(super) console: Option<File>,
+}
+
+impl MachineFiles {
+    pub(super) fn split(self) -> (BootFiles, DeviceFiles) {
+        (self.boot, self.devices)
+    }
 }
 
 /// A disk with its files.
@@ -109,13 +121,15 @@ impl Sources {
     ///
     /// [`MachineError`] naming the first that cannot be opened.
     pub fn open(mut self, config: &VmConfig) -> Result<MachineFiles, MachineError> {
-        Ok(MachineFiles {
+        let boot = BootFiles {
             kernel: self.named(&config.kernel, "kernel")?,
             initramfs: config
                 .initramfs
                 .as_ref()
                 .map(|source| self.named(source, "initramfs"))
                 .transpose()?,
+        };
+        let devices = DeviceFiles {
             disks: config
                 .disks
                 .iter()
@@ -136,12 +150,17 @@ impl Sources {
                 .as_ref()
                 .map(|console| self.created(&console.file, "console"))
                 .transpose()?,
-            // Last: whoever can connect finds a machine that has all it needs.
-            control: config
-                .control
-                .as_ref()
-                .map(|source| self.control_listener(source))
-                .transpose()?,
+        };
+        // Last: whoever can connect finds a machine whose files are all there.
+        let control = config
+            .control
+            .as_ref()
+            .map(|source| self.control_listener(source))
+            .transpose()?;
+        Ok(MachineFiles {
+            control,
+            boot,
+            devices,
         })
     }
 

@@ -107,7 +107,7 @@ impl Machine {
     pub fn save(&self) -> Result<MachineSnapshot, MachineError> {
         self.must_be_paused()?;
         // vCPUs first: reading them can still deliver what devices have sent.
-        let vcpus = self.vcpus.save()?;
+        let vcpus = self.vcpus.save(&self.host)?;
         Ok(MachineSnapshot {
             version: SNAPSHOT_VERSION,
             memory_mib: self.config.memory_mib,

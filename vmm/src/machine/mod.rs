@@ -27,10 +27,12 @@ use crate::{
     boot::BootError,
     config::{ConfigError, VmConfig},
     control::protocol::MachinePhase,
-    kvm::{KvmError, VcpuThreads, Vm},
+    kvm::{Host, KvmError, VcpuThreads, Vm},
     memory::{GuestRam, MemoryError},
     pci::BusFull,
-    virtio::{block::BlockError, console::RingFileError, device::DeviceError, vsock::VsockError},
+    virtio::{
+        block::BlockError, console::RingFileError, device::DeviceError, net::NetError, vsock::VsockError,
+    },
 };
 use access::Accesses;
 
@@ -83,6 +85,9 @@ pub enum MachineError {
     /// The virtual socket device cannot be.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// A network interface cannot be.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// A device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -124,6 +129,7 @@ pub struct Machine {
     accesses: Arc<Accesses>,
     endings: Arc<Endings>,
     vm: Arc<Vm>,
+    host: Host,
     ram: GuestRam,
     phase: MachinePhase,
     /// Serials of the disks on the bus, in order.

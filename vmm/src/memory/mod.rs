@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
+mod file_reader;
 pub mod layout;
 mod ram;
 
+pub use file_reader::FileReader;
 pub use ram::{MemoryError, allocate};
 
 /// The guest's whole memory, shared by vCPUs and devices. Every access is bounds-checked by `vm-memory`.
