@@ -9,8 +9,8 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// The most layers one image may have whatever the configuration says: the kernel reads at most 255 partitions of
-/// a disk (`DISK_MAX_PARTS` in include/linux/genhd.h), and each layer is one.
-pub const MAX_LAYERS: usize = 255;
+/// a disk (`DISK_MAX_PARTS` in include/linux/genhd.h). Each layer is one, and one may be added here.
+pub const MAX_LAYERS: usize = 254;
 
 /// How images are pulled and what a hostile image may at most cost.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -20,7 +20,7 @@ pub struct ImageConfig {
     /// are. Default: none.
     pub plain_http_registries: Vec<String>,
 
-    /// The most layers an image may have, at most 255. Default: 127, the limit of other runtimes.
+    /// The most layers an image may have, at most 254. Default: 127, the limit of other runtimes.
     pub max_image_layers: usize,
 
     /// The most bytes one layer may have when unpacked. Default: 32 GiB.
@@ -76,7 +76,7 @@ impl ImageConfig {
         let layers = u64::try_from(self.max_image_layers).unwrap_or(u64::MAX);
         let parallel = u64::try_from(self.parallel_layers).unwrap_or(u64::MAX);
         let checks = [
-            ("max_image_layers", layers, 1..=MAX_LAYERS as u64, "1 to 255"),
+            ("max_image_layers", layers, 1..=MAX_LAYERS as u64, "1 to 254"),
             (
                 "max_layer_bytes",
                 self.max_layer_bytes,
@@ -155,9 +155,9 @@ mod tests {
 
     #[test]
     fn limits_out_of_range_are_named() {
-        let config: ImageConfig = toml::from_str("max_image_layers = 256").unwrap();
+        let config: ImageConfig = toml::from_str("max_image_layers = 255").unwrap();
         let error = config.validate().unwrap_err().to_string();
-        assert_eq!(error, "images.max_image_layers = 256 must be 1 to 255");
+        assert_eq!(error, "images.max_image_layers = 255 must be 1 to 254");
     }
 
     #[test]

@@ -34,6 +34,17 @@ pub struct Image {
     pub config: ContainerDefaults,
     /// The layers, from the lowest up.
     pub layers: Vec<Layer>,
+    /// One more layer on top, made here, when upper layers hold directories that only lower ones describe. Named by
+    /// the digest of its blob.
+    #[serde(default)]
+    pub directories: Option<Layer>,
+}
+
+impl Image {
+    /// All layers on disk, from the lowest up.
+    pub fn blobs(&self) -> impl Iterator<Item = &Layer> {
+        self.layers.iter().chain(&self.directories)
+    }
 }
 
 /// One layer of an image, as it is stored.
@@ -46,6 +57,8 @@ pub struct Layer {
     /// Whether the layer hides everything below it (`.wh..wh..opq` in its root directory). Overlayfs does not look
     /// for this mark in a layer's root, so the layers below are left out instead.
     pub hides_lower: bool,
+    /// Whether the layer holds directories that its archive has no entry for.
+    pub implies_directories: bool,
 }
 
 /// The part of the OCI image configuration that containers start from ("config" in config.md of the OCI image

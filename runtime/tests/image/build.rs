@@ -76,19 +76,31 @@ pub struct BuiltLayer {
 
 impl BuiltLayer {
     pub fn plain(archive: Vec<u8>) -> Self {
-        Self { diff_id: Digest::of(&archive), blob: archive, media_type: OCI_LAYER.into() }
+        Self {
+            diff_id: Digest::of(&archive),
+            blob: archive,
+            media_type: OCI_LAYER.into(),
+        }
     }
 
     pub fn gzip(archive: Vec<u8>) -> Self {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         encoder.write_all(&archive).unwrap();
         let blob = encoder.finish().unwrap();
-        Self { diff_id: Digest::of(&archive), blob, media_type: format!("{OCI_LAYER}+gzip") }
+        Self {
+            diff_id: Digest::of(&archive),
+            blob,
+            media_type: format!("{OCI_LAYER}+gzip"),
+        }
     }
 
     pub fn zstd(archive: Vec<u8>) -> Self {
         let blob = zstd::encode_all(archive.as_slice(), 1).unwrap();
-        Self { diff_id: Digest::of(&archive), blob, media_type: format!("{OCI_LAYER}+zstd") }
+        Self {
+            diff_id: Digest::of(&archive),
+            blob,
+            media_type: format!("{OCI_LAYER}+zstd"),
+        }
     }
 
     pub fn digest(&self) -> Digest {
@@ -142,9 +154,15 @@ pub fn push_with_config(
     config: Vec<u8>,
 ) -> BuiltImage {
     for layer in layers {
-        registry.set(&format!("/v2/{repository}/blobs/{}", layer.digest()), Answer::ok("x", layer.blob.clone()));
+        registry.set(
+            &format!("/v2/{repository}/blobs/{}", layer.digest()),
+            Answer::ok("x", layer.blob.clone()),
+        );
     }
-    registry.set(&format!("/v2/{repository}/blobs/{}", Digest::of(&config)), Answer::ok("x", config.clone()));
+    registry.set(
+        &format!("/v2/{repository}/blobs/{}", Digest::of(&config)),
+        Answer::ok("x", config.clone()),
+    );
     let descriptors: Vec<_> = layers
         .iter()
         .map(|layer| json!({"mediaType": layer.media_type, "digest": layer.digest(), "size": layer.blob.len()}))
@@ -162,6 +180,9 @@ pub fn push_with_config(
 /// Pushes a manifest under its tag and its digest.
 pub fn push_manifest(registry: &Registry, repository: &str, tag: &str, media_type: &str, manifest: &[u8]) {
     for version in [tag.to_owned(), Digest::of(manifest).to_string()] {
-        registry.set(&format!("/v2/{repository}/manifests/{version}"), Answer::ok(media_type, manifest));
+        registry.set(
+            &format!("/v2/{repository}/manifests/{version}"),
+            Answer::ok(media_type, manifest),
+        );
     }
 }

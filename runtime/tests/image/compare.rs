@@ -43,10 +43,14 @@ pub fn tree(root: &Path) -> BTreeMap<PathBuf, Node> {
             names.sort();
             pending.extend(names.into_iter().rev().map(|name| relative.join(name)));
         }
-        let same_as = first_names
-            .entry(metadata.ino())
-            .or_insert_with(|| relative.clone())
-            .clone();
+        // Overlayfs repeats inode numbers of its layers, so only files that say they have more names are looked up.
+        let same_as = match metadata.nlink() {
+            1 => relative.clone(),
+            _ => first_names
+                .entry((metadata.dev(), metadata.ino()))
+                .or_insert_with(|| relative.clone())
+                .clone(),
+        };
         nodes.insert(relative, node(&path, &metadata, same_as));
     }
     // Which name is the first depends on the order of reading, so take the least.
@@ -81,7 +85,7 @@ fn node(path: &Path, metadata: &fs::Metadata, same_as: PathBuf) -> Node {
     } else if file_type.is_block_device() {
         ("block device", Vec::new())
     } else {
-        assert!(file_type.is_fifo(), "{path:?} is a socket");
+        assert!(file_type.is_fifo(), "{} is a socket", path.display());
         ("pipe", Vec::new())
     };
     Node {

@@ -22,7 +22,10 @@ pub fn write_disk(disk: ImageDisk, path: &Path) {
         assert_eq!(copied, segment.length);
         assert_eq!(whole.stream_position().unwrap() % 4096, 0);
         file.seek(SeekFrom::Start(0)).unwrap();
-        assert!(std::io::Write::write(&mut file, b"x").is_err(), "a segment can be written to");
+        assert!(
+            std::io::Write::write(&mut file, b"x").is_err(),
+            "a segment can be written to"
+        );
     }
 }
 
@@ -53,10 +56,22 @@ impl Stacked {
         // Overlayfs wants two layers at least.
         let empty = directory.join("empty");
         fs::create_dir(&empty).unwrap();
-        let lower: Vec<_> = layers.iter().rev().map(|layer| text(&layer.path)).chain([text(&empty)]).collect();
+        let lower: Vec<_> = layers
+            .iter()
+            .rev()
+            .map(|layer| text(&layer.path))
+            .chain([text(&empty)])
+            .collect();
         let options = format!("ro,lowerdir={}", lower.join(":"));
-        run("mount", "mount", &["-t", "overlay", "-o", &options, "none", text(&path)]);
-        Self { path, _layers: layers }
+        run(
+            "mount",
+            "mount",
+            &["-t", "overlay", "-o", &options, "none", text(&path)],
+        );
+        Self {
+            path,
+            _layers: layers,
+        }
     }
 }
 
@@ -73,7 +88,9 @@ async fn the_disk_of_an_image_has_a_partition_for_each_layer() {
     let store = host.open();
     for count in [1, 3, 127] {
         let layer = |i: usize| {
-            let archive = Archive::new().file(&format!("layer-{i}"), vec![b'x'; i * 100]).file("top", format!("{i}"));
+            let archive = Archive::new()
+                .file(&format!("layer-{i}"), vec![b'x'; i * 100])
+                .file("top", format!("{i}"));
             BuiltLayer::gzip(archive.finish())
         };
         // The lowest layer again in the middle, as builders do with empty ones.
@@ -82,10 +99,15 @@ async fn the_disk_of_an_image_has_a_partition_for_each_layer() {
             layers[1] = layer(0);
         }
         push(&registry, "a", &format!("{count}"), &layers, json!({}));
-        let id = pull(&store, &format!("{}/a:{count}", registry.name())).await.unwrap();
+        let id = pull(&store, &format!("{}/a:{count}", registry.name()))
+            .await
+            .unwrap();
         let image = store.resolve(&id.to_string()).unwrap();
         let disk = store.disk(&image).unwrap();
-        assert_eq!((disk.partitions as usize, disk.segments.len()), (count, count + 2));
+        assert_eq!(
+            (disk.partitions as usize, disk.segments.len()),
+            (count, count + 2)
+        );
 
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("disk");
@@ -94,14 +116,20 @@ async fn the_disk_of_an_image_has_a_partition_for_each_layer() {
         assert!(verified.contains("No errors detected"), "{verified}");
         assert!(!verified.to_lowercase().contains("misaligned"), "{verified}");
         // libblkid, what udev and mount go by, reads it too.
-        let seen = run("util-linux", "partx", &["--show", "--noheadings", "--output", "NR", text(&path)]);
+        let seen = run(
+            "util-linux",
+            "partx",
+            &["--show", "--noheadings", "--output", "NR", text(&path)],
+        );
         assert_eq!(seen.lines().count(), count, "{seen}");
         if count > 3 {
             continue;
         }
         let stacked = Stacked::of(&path, directory.path());
-        assert_eq!(fs::read_to_string(stacked.path.join("top")).unwrap(), format!("{}", count - 1));
-
+        assert_eq!(
+            fs::read_to_string(stacked.path.join("top")).unwrap(),
+            format!("{}", count - 1)
+        );
     }
 }
 

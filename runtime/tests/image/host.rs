@@ -14,11 +14,17 @@ pub struct Host {
 
 impl Host {
     pub fn new() -> Self {
-        Self::with(ImageConfig { stall_timeout_seconds: 5, ..ImageConfig::default() })
+        Self::with(ImageConfig {
+            stall_timeout_seconds: 5,
+            ..ImageConfig::default()
+        })
     }
 
     pub fn with(config: ImageConfig) -> Self {
-        Self { directory: tempfile::tempdir().unwrap(), config }
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            config,
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -54,7 +60,11 @@ impl Host {
     pub async fn settled(&self, count: usize) {
         let start = Instant::now();
         while self.files().len() != count || self.files().iter().any(|file| file.starts_with("incoming")) {
-            assert!(start.elapsed() < Duration::from_secs(20), "files stay behind: {:?}", self.files());
+            assert!(
+                start.elapsed() < Duration::from_secs(20),
+                "files stay behind: {:?}",
+                self.files()
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

@@ -12,8 +12,17 @@ use crate::build::Archive;
 use crate::tools::{Mounted, fsck_erofs};
 
 fn convert(archive: &[u8], blob: &Path) -> Result<Converted, LayerError> {
-    let limits = LayerLimits { bytes: 1 << 40, entries: 100_000 };
-    let file = File::options().read(true).write(true).create(true).truncate(true).open(blob).unwrap();
+    let limits = LayerLimits {
+        bytes: 1 << 40,
+        entries: 100_000,
+    };
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(blob)
+        .unwrap();
     convert_archive(archive, file, limits).map(|(converted, _)| converted)
 }
 
@@ -33,7 +42,9 @@ fn refusal(archive: Archive) -> String {
 
 fn refusal_of(archive: &[u8]) -> String {
     let directory = tempfile::tempdir().unwrap();
-    convert(archive, &directory.path().join("blob")).expect_err("the archive must be refused").to_string()
+    convert(archive, &directory.path().join("blob"))
+        .expect_err("the archive must be refused")
+        .to_string()
 }
 
 fn is_whiteout(path: &Path) -> bool {
@@ -50,11 +61,18 @@ fn is_opaque(path: &Path) -> bool {
 fn names_that_lead_elsewhere_are_refused() {
     for path in ["../a", "a/../../b", "a/..", "..", "/../a", "./../a"] {
         let message = refusal(Archive::new().file(path, ""));
-        assert!(message.contains("leads upwards") && message.contains(path), "{message}");
+        assert!(
+            message.contains("leads upwards") && message.contains(path),
+            "{message}"
+        );
     }
     let up = Archive::new().file("f", "").hard_link("a", "../f");
     assert!(refusal(up).contains("hard link to \"../f\", which leads upwards"));
-    for (path, reason) in [("f/g", "not a directory"), ("null/g", "not a directory"), ("loop/x", "loop of symbolic links")] {
+    for (path, reason) in [
+        ("f/g", "not a directory"),
+        ("null/g", "not a directory"),
+        ("loop/x", "loop of symbolic links"),
+    ] {
         let archive = Archive::new()
             .file("f", "")
             .raw(EntryType::Char, "null", "", b"")
@@ -86,23 +104,44 @@ fn absolute_names_and_links_stay_inside() {
     let read = |path: &str| fs::read_to_string(mounted.path.join(path)).unwrap();
     assert_eq!(read("etc/absolute"), "1");
     assert_eq!((read("usr/lib/through"), read("hard")), ("2".into(), "2".into()));
-    assert_eq!((read("usr/lib/climbed"), read("hard-absolute")), ("3".into(), "3".into()));
+    assert_eq!(
+        (read("usr/lib/climbed"), read("hard-absolute")),
+        ("3".into(), "3".into())
+    );
     assert_eq!(read("srv/made"), "4");
-    assert_eq!(fs::read_link(mounted.path.join("lib")).unwrap(), Path::new("usr/lib"));
+    assert_eq!(
+        fs::read_link(mounted.path.join("lib")).unwrap(),
+        Path::new("usr/lib")
+    );
     assert_eq!(fs::metadata(mounted.path.join("hard")).unwrap().nlink(), 2);
     let implied = fs::metadata(mounted.path.join("etc")).unwrap();
-    assert_eq!((implied.mode() & 0o7777, implied.uid(), implied.mtime()), (0o755, 0, 0));
+    assert_eq!(
+        (implied.mode() & 0o7777, implied.uid(), implied.mtime()),
+        (0o755, 0, 0)
+    );
 }
 
 #[test]
 fn hard_links_need_a_target_before_them_in_the_layer() {
     let cases = [
-        (Archive::new().hard_link("a", "missing"), "does not have before it"),
-        (Archive::new().hard_link("a", "b").file("b", ""), "does not have before it"),
-        (Archive::new().hard_link("a", "no/such/b"), "does not have before it"),
+        (
+            Archive::new().hard_link("a", "missing"),
+            "does not have before it",
+        ),
+        (
+            Archive::new().hard_link("a", "b").file("b", ""),
+            "does not have before it",
+        ),
+        (
+            Archive::new().hard_link("a", "no/such/b"),
+            "does not have before it",
+        ),
         (Archive::new().directory("d").hard_link("a", "d"), "a directory"),
         (Archive::new().hard_link("a", "/"), "a directory"),
-        (Archive::new().file(".wh.x", "").hard_link("a", "x"), "which its layer removes"),
+        (
+            Archive::new().file(".wh.x", "").hard_link("a", "x"),
+            "which its layer removes",
+        ),
     ];
     for (archive, reason) in cases {
         let message = refusal(archive);
@@ -131,8 +170,14 @@ fn the_last_entry_of_a_name_wins() {
     );
     let at = |path: &str| mounted.path.join(path);
     let read = |path: &str| fs::read_to_string(at(path)).unwrap();
-    assert_eq!((read("file"), read("other"), read("directory/kept")), ("new".into(), "old".into(), "k".into()));
-    assert_eq!((read("saved"), fs::read_link(at("doomed")).unwrap()), ("x".into(), "saved".into()));
+    assert_eq!(
+        (read("file"), read("other"), read("directory/kept")),
+        ("new".into(), "old".into(), "k".into())
+    );
+    assert_eq!(
+        (read("saved"), fs::read_link(at("doomed")).unwrap()),
+        ("x".into(), "saved".into())
+    );
     assert!(fs::symlink_metadata(at("link")).unwrap().is_dir());
     let links = |path: &str| fs::symlink_metadata(at(path)).unwrap().nlink();
     assert_eq!((links("file"), links("other"), links("saved")), (1, 2, 1));
@@ -163,21 +208,45 @@ fn whiteouts_hide_lower_layers_and_never_their_own() {
     assert!(is_whiteout(&at("gone")) && is_whiteout(&at("d/gone-too")) && is_whiteout(&at("with-data/x")));
     assert_eq!(fs::read_to_string(at("replaced")).unwrap(), "by this");
     assert_eq!(fs::read_to_string(at("own")).unwrap(), "kept");
-    assert!(is_opaque(&at("renewed")) && is_opaque(&at("fresh")) && is_opaque(&at("opaque")) && !is_opaque(&at("d")));
+    assert!(
+        is_opaque(&at("renewed"))
+            && is_opaque(&at("fresh"))
+            && is_opaque(&at("opaque"))
+            && !is_opaque(&at("d"))
+    );
     assert!(at("renewed/own").exists() && at("fresh/own").exists() && at("opaque/own").exists());
-    let mut names: Vec<_> = fs::read_dir(&mounted.path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut names: Vec<_> = fs::read_dir(&mounted.path)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     names.sort();
-    let expected = ["d", "fresh", "gone", "opaque", "own", "renewed", "replaced", "with-data"];
+    let expected = [
+        "d",
+        "fresh",
+        "gone",
+        "opaque",
+        "own",
+        "renewed",
+        "replaced",
+        "with-data",
+    ];
     assert_eq!(names, expected.map(std::ffi::OsString::from));
     assert!(!converted.hides_lower);
 
     for path in [".wh.", ".wh..", ".wh...", "d/.wh..."] {
-        assert!(refusal(Archive::new().file(path, "")).contains("whiteout of no name"), "{path}");
+        assert!(
+            refusal(Archive::new().file(path, "")).contains("whiteout of no name"),
+            "{path}"
+        );
     }
     assert!(refusal(Archive::new().file(".wh.d/x", "")).contains("lies in a whiteout"));
     let directory = tempfile::tempdir().unwrap();
     let root = Archive::new().file(".wh..wh..opq", "").finish();
-    assert!(convert(&root, &directory.path().join("blob")).unwrap().hides_lower);
+    assert!(
+        convert(&root, &directory.path().join("blob"))
+            .unwrap()
+            .hides_lower
+    );
 }
 
 #[test]
@@ -196,7 +265,14 @@ fn attributes_cannot_give_orders_to_overlayfs() {
     let long = format!("SCHILY.xattr.user.{}", "x".repeat(256));
     assert!(refusal(Archive::new().pax(&[(&long, b"1")]).file("f", "")).contains("no file system can hold"));
     let huge = vec![b'x'; 70_000];
-    assert!(refusal(Archive::new().pax(&[("SCHILY.xattr.user.a", &huge)]).file("f", "")).contains("more than"));
+    assert!(
+        refusal(
+            Archive::new()
+                .pax(&[("SCHILY.xattr.user.a", &huge)])
+                .file("f", "")
+        )
+        .contains("more than")
+    );
 }
 
 #[test]
@@ -218,9 +294,18 @@ fn names_and_numbers_beyond_bounds_are_refused() {
         let message = refusal(Archive::new().pax(&[(key, value)]).file("f", "x"));
         assert!(message.contains(reason), "{key}: {message}");
     }
-    assert!(refusal(Archive::new().pax(&[("linkpath", &[b'x'; 4096])]).symlink("l", "t")).contains("4095"));
+    assert!(
+        refusal(
+            Archive::new()
+                .pax(&[("linkpath", &[b'x'; 4096])])
+                .symlink("l", "t")
+        )
+        .contains("4095")
+    );
     assert!(refusal(Archive::new().symlink("l", "")).contains("no bytes"));
-    assert!(refusal(Archive::new().raw(EntryType::new(b'M'), "volume", "", b"")).contains("which no image has"));
+    assert!(
+        refusal(Archive::new().raw(EntryType::new(b'M'), "volume", "", b"")).contains("which no image has")
+    );
 
     // A long name of 4 GiB, of which nothing follows.
     let mut header = tar::Header::new_gnu();
@@ -230,7 +315,8 @@ fn names_and_numbers_beyond_bounds_are_refused() {
     assert!(refusal_of(header.as_bytes()).contains("long name of 4294967296 bytes is over 1048576"));
     // A file that claims more than any file system holds.
     header.set_entry_type(EntryType::Regular);
-    header.as_mut_bytes()[124..136].copy_from_slice(&[0x80, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
+    header.as_mut_bytes()[124..136]
+        .copy_from_slice(&[0x80, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
     header.set_cksum();
     assert!(refusal_of(header.as_bytes()).contains("over what any file system holds"));
 }
@@ -241,7 +327,11 @@ fn archives_cut_or_changed_anywhere_end_in_an_error_or_a_blob() {
         .pax(&[("SCHILY.xattr.user.a", b"1"), ("mtime", b"1.5")])
         .file("dir/file", vec![7; 5000])
         .hard_link("hard", "dir/file")
-        .pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", b"9000")])
+        .pax(&[
+            ("GNU.sparse.major", b"1"),
+            ("GNU.sparse.minor", b"0"),
+            ("GNU.sparse.realsize", b"9000"),
+        ])
         .file("sparse", [&b"1\n4096\n5\n"[..], &[0; 503], b"12345"].concat())
         .file("dir/.wh.x", "")
         .finish();
@@ -255,12 +345,17 @@ fn archives_cut_or_changed_anywhere_end_in_an_error_or_a_blob() {
     for _ in 0..3000 {
         let mut changed = archive.clone();
         for _ in 0..3 {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let at = usize::try_from(random >> 33).unwrap() % changed.len();
             changed[at] = (random >> 20) as u8;
         }
         // Headers must pass their checksum to get anywhere.
-        for block in changed.chunks_mut(512).filter(|block| block[257..262] == *b"ustar") {
+        for block in changed
+            .chunks_mut(512)
+            .filter(|block| block[257..262] == *b"ustar")
+        {
             let mut header = tar::Header::new_old();
             header.as_mut_bytes().copy_from_slice(block);
             header.set_cksum();

@@ -32,7 +32,7 @@ fn convert(archive: &Path, blob: &Path) {
 }
 
 /// Files of every kind, in sizes around every border of the format.
-fn build_tree(root: &Path) {
+pub fn build_tree(root: &Path) {
     fs::create_dir(root).unwrap();
     let sizes = [
         0, 1, 31, 32, 33, 4000, 4031, 4032, 4033, 4095, 4096, 4097, 8127, 8128, 8129, 65_536, 1_048_577,

@@ -4,8 +4,8 @@ use bulkhead_runtime::image::{Credentials, Digest, ImageUser, Secret};
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::build::{push, push_manifest, Archive, BuiltLayer, OCI_INDEX, OCI_MANIFEST};
-use crate::host::{pull, pull_with, Host};
+use crate::build::{Archive, BuiltLayer, OCI_INDEX, OCI_MANIFEST, push, push_manifest};
+use crate::host::{Host, pull, pull_with};
 use crate::registry::{Answer, Registry};
 
 fn layer(name: &str) -> BuiltLayer {
@@ -16,7 +16,11 @@ fn layer(name: &str) -> BuiltLayer {
 async fn a_pulled_image_is_found_by_every_name() {
     let registry = Registry::start().await;
     let archive = |name: &str| Archive::new().file(name, vec![b'x'; 10_000]).finish();
-    let layers = [BuiltLayer::plain(archive("a")), BuiltLayer::gzip(archive("b")), BuiltLayer::zstd(archive("c"))];
+    let layers = [
+        BuiltLayer::plain(archive("a")),
+        BuiltLayer::gzip(archive("b")),
+        BuiltLayer::zstd(archive("c")),
+    ];
     let container = json!({"User": "1003:1004", "Env": ["A=b"], "Cmd": ["top"], "Volumes": {"/data": {}}});
     let image = push(&registry, "team/app", "v1", &layers, container);
 
@@ -31,20 +35,33 @@ async fn a_pulled_image_is_found_by_every_name() {
     assert_eq!(listed[0].repo_tags, [format!("{name}:v1")]);
     assert_eq!(listed[0].repo_digests, [format!("{name}@{}", image.digest())]);
     assert_eq!(listed[0].config.user(), ImageUser::Uid(1003));
-    assert_eq!((&listed[0].config.cmd, &listed[0].config.volumes), (&vec!["top".into()], &vec!["/data".into()]));
+    assert_eq!(
+        (&listed[0].config.cmd, &listed[0].config.volumes),
+        (&vec!["top".into()], &vec!["/data".into()])
+    );
     assert!(listed[0].size_bytes > 3 * 12_000, "{}", listed[0].size_bytes);
     let diff_ids: Vec<_> = listed[0].layers.iter().map(|layer| layer.diff_id).collect();
     assert_eq!(diff_ids, layers.each_ref().map(|layer| layer.diff_id));
     assert_eq!(store.config_json(&listed[0]).unwrap(), image.config);
 
     let id = image.id();
-    for name in [&format!("{name}:v1"), &format!("{name}@{}", image.digest()), &id, &id[7..], &id[..20], &id[7..19]] {
+    for name in [
+        &format!("{name}:v1"),
+        &format!("{name}@{}", image.digest()),
+        &id,
+        &id[7..],
+        &id[..20],
+        &id[7..19],
+    ] {
         assert_eq!(store.resolve(name).as_ref(), Some(&listed[0]), "{name}");
     }
     assert_eq!(store.resolve(&name), None, "the tag latest was never pulled");
     let usage = store.usage();
     assert_eq!(usage.inodes_used, 3);
-    assert!(usage.used_bytes >= 36_864 && usage.mountpoint.starts_with(host.path()), "{usage:?}");
+    assert!(
+        usage.used_bytes >= 36_864 && usage.mountpoint.starts_with(host.path()),
+        "{usage:?}"
+    );
     host.settled(3).await;
 }
 
@@ -52,9 +69,14 @@ async fn a_pulled_image_is_found_by_every_name() {
 async fn an_index_gives_the_image_of_this_platform_and_its_own_digest() {
     let registry = Registry::start().await;
     let image = push(&registry, "a", "amd64", &[layer("amd64")], json!({}));
-    let entry = |digest, arch| json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": image.manifest.len(),
-        "platform": {"os": "linux", "architecture": arch}});
-    let entries = [entry(Digest::of(b"other"), "arm64"), entry(image.digest(), "amd64")];
+    let entry = |digest, arch| {
+        json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": image.manifest.len(),
+        "platform": {"os": "linux", "architecture": arch}})
+    };
+    let entries = [
+        entry(Digest::of(b"other"), "arm64"),
+        entry(image.digest(), "amd64"),
+    ];
     let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).to_string();
     push_manifest(&registry, "a", "latest", OCI_INDEX, index.as_bytes());
 
@@ -64,14 +86,22 @@ async fn an_index_gives_the_image_of_this_platform_and_its_own_digest() {
     let id = pull(&store, &format!("{}/a", registry.name())).await.unwrap();
     assert_eq!(id.to_string(), image.id());
     let digest = Digest::of(index.as_bytes());
-    assert_eq!(store.list()[0].repo_digests, [format!("{}/a@{digest}", registry.name())]);
+    assert_eq!(
+        store.list()[0].repo_digests,
+        [format!("{}/a@{digest}", registry.name())]
+    );
 
     // By digest there is no tag.
     let host = Host::new();
     let store = host.open();
-    pull(&store, &format!("{}/a:ignored@{digest}", registry.name())).await.unwrap();
+    pull(&store, &format!("{}/a:ignored@{digest}", registry.name()))
+        .await
+        .unwrap();
     assert_eq!(store.list()[0].repo_tags, Vec::<String>::new());
-    assert_eq!(store.list()[0].repo_digests, [format!("{}/a@{digest}", registry.name())]);
+    assert_eq!(
+        store.list()[0].repo_digests,
+        [format!("{}/a@{digest}", registry.name())]
+    );
 }
 
 #[tokio::test]
@@ -79,21 +109,47 @@ async fn a_layer_that_is_here_is_not_downloaded_again() {
     let registry = Registry::start().await;
     let (shared, own) = (layer("shared"), layer("own"));
     push(&registry, "one", "latest", &[shared.clone()], json!({}));
-    push(&registry, "two", "latest", &[shared.clone(), own.clone(), shared.clone()], json!({}));
+    push(
+        &registry,
+        "two",
+        "latest",
+        &[shared.clone(), own.clone(), shared.clone()],
+        json!({}),
+    );
     let host = Host::new();
     let store = host.open();
     pull(&store, &format!("{}/one", registry.name())).await.unwrap();
     let id = pull(&store, &format!("{}/two", registry.name())).await.unwrap();
-    assert_eq!((registry.asked(&shared.path_end()), registry.asked(&own.path_end())), (1, 1));
+    assert_eq!(
+        (
+            registry.asked(&shared.path_end()),
+            registry.asked(&own.path_end())
+        ),
+        (1, 1)
+    );
     assert_eq!(store.resolve(&id.to_string()).unwrap().layers.len(), 3);
     host.settled(2).await;
 
     // Also not after a restart, nor when a tag is merely new.
     drop(store);
     let store = host.open();
-    push(&registry, "two", "again", &[shared.clone(), own.clone(), shared.clone()], json!({}));
-    pull(&store, &format!("{}/two:again", registry.name())).await.unwrap();
-    assert_eq!((registry.asked(&shared.path_end()), registry.asked(&own.path_end())), (1, 1));
+    push(
+        &registry,
+        "two",
+        "again",
+        &[shared.clone(), own.clone(), shared.clone()],
+        json!({}),
+    );
+    pull(&store, &format!("{}/two:again", registry.name()))
+        .await
+        .unwrap();
+    assert_eq!(
+        (
+            registry.asked(&shared.path_end()),
+            registry.asked(&own.path_end())
+        ),
+        (1, 1)
+    );
     assert_eq!(store.resolve(&id.to_string()).unwrap().repo_tags.len(), 2);
 
     // The shared layer lives as long as one of them does.
@@ -110,7 +166,13 @@ async fn concurrent_pulls_share_one_download() {
     let layer = layer("shared");
     let (open, gate) = watch::channel(false);
     for repository in ["a", "b"] {
-        push(&registry, repository, "latest", &[layer.clone()], json!({"User": repository}));
+        push(
+            &registry,
+            repository,
+            "latest",
+            &[layer.clone()],
+            json!({"User": repository}),
+        );
         let path = format!("/v2/{repository}{}", layer.path_end());
         registry.set(&path, Answer::Gated(gate.clone(), layer.blob.clone()));
     }
@@ -124,7 +186,13 @@ async fn concurrent_pulls_share_one_download() {
         })
         .collect();
     // All are past their configuration, so all wait for the layer.
-    while registry.requests().iter().filter(|request| request.target.contains("/blobs/")).count() < 11 {
+    while registry
+        .requests()
+        .iter()
+        .filter(|request| request.target.contains("/blobs/"))
+        .count()
+        < 11
+    {
         tokio::task::yield_now().await;
     }
     open.send(true).unwrap();
@@ -142,7 +210,10 @@ async fn a_download_outlives_the_pull_that_began_it_but_not_the_last() {
     let layer = layer("x");
     let (open, gate) = watch::channel(false);
     push(&registry, "a", "latest", &[layer.clone()], json!({}));
-    registry.set(&format!("/v2/a{}", layer.path_end()), Answer::Gated(gate, layer.blob.clone()));
+    registry.set(
+        &format!("/v2/a{}", layer.path_end()),
+        Answer::Gated(gate, layer.blob.clone()),
+    );
     let host = Host::new();
     let store = host.open();
     let start = || {
@@ -158,7 +229,13 @@ async fn a_download_outlives_the_pull_that_began_it_but_not_the_last() {
         tokio::task::yield_now().await;
     }
     // Past its configuration, the second one waits for the first one's download.
-    while registry.requests().iter().filter(|request| request.target.contains("/blobs/")).count() < 3 {
+    while registry
+        .requests()
+        .iter()
+        .filter(|request| request.target.contains("/blobs/"))
+        .count()
+        < 3
+    {
         tokio::task::yield_now().await;
     }
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
@@ -202,20 +279,31 @@ async fn the_same_image_from_two_registries_is_one() {
     let store = host.open();
     for registry in [&one, &two] {
         push(registry, "pause", "3.9", &[layer("pause")], json!({}));
-        pull(&store, &format!("{}/pause:3.9", registry.name())).await.unwrap();
+        pull(&store, &format!("{}/pause:3.9", registry.name()))
+            .await
+            .unwrap();
     }
     assert_eq!(store.list().len(), 1);
-    assert_eq!((store.list()[0].repo_tags.len(), store.list()[0].repo_digests.len()), (2, 2));
+    assert_eq!(
+        (
+            store.list()[0].repo_tags.len(),
+            store.list()[0].repo_digests.len()
+        ),
+        (2, 2)
+    );
     store.remove(&format!("{}/pause:3.9", one.name())).await.unwrap();
     assert!(store.list().is_empty() && store.resolve(&format!("{}/pause:3.9", two.name())).is_none());
 }
 
-fn secret(secret: Secret) -> Option<Credentials> {
-    Some(Credentials { server: None, secret })
+fn credentials(secret: Secret) -> Credentials {
+    Credentials { server: None, secret }
 }
 
-fn password(username: &str, password: &str) -> Option<Credentials> {
-    secret(Secret::Password { username: username.into(), password: password.into() })
+fn password(username: &str, password: &str) -> Credentials {
+    credentials(Secret::Password {
+        username: username.into(),
+        password: password.into(),
+    })
 }
 
 #[tokio::test]
@@ -227,12 +315,19 @@ async fn credentials_are_shown_in_the_form_that_is_asked_for() {
     // user:secret
     registry.guard(move |request| {
         let allowed = ["Basic dXNlcjpzZWNyZXQ=", "Bearer right"];
-        if request.header("authorization").is_some_and(|value| allowed.contains(&value)) {
+        if request
+            .header("authorization")
+            .is_some_and(|value| allowed.contains(&value))
+        {
             return None;
         }
         let basic = "Basic realm=\"here\"".to_owned();
         let bearer = format!("Bearer realm=\"http://{address}/token\",service=\"reg\"");
-        let asked = if request.target.contains("manifests") && request.header("x-basic").is_none() { bearer } else { basic };
+        let asked = if request.target.contains("manifests") && request.header("x-basic").is_none() {
+            bearer
+        } else {
+            basic
+        };
         Some(Answer::status(401, &[("WWW-Authenticate", asked)], "{}"))
     });
     registry.route("/token", |request| {
@@ -245,25 +340,45 @@ async fn credentials_are_shown_in_the_form_that_is_asked_for() {
         };
         if right { Answer::ok("application/json", r#"{"token":"right"}"#) } else { Answer::status(401, &[], "{}") }
     });
-    for good in [password("user", "secret"), secret(Secret::IdentityToken("refresh".into())), secret(Secret::RegistryToken("right".into()))] {
+    for good in [
+        password("user", "secret"),
+        credentials(Secret::IdentityToken("refresh".into())),
+        credentials(Secret::RegistryToken("right".into())),
+    ] {
         let host = Host::new();
         let store = host.open();
-        pull_with(&store, &name, good).await.unwrap();
+        pull_with(&store, &name, Some(good)).await.unwrap();
     }
-    for bad in [None, password("user", "wrong"), secret(Secret::IdentityToken("old".into())), secret(Secret::RegistryToken("wrong".into()))] {
+    for bad in [
+        None,
+        Some(password("user", "wrong")),
+        Some(credentials(Secret::IdentityToken("old".into()))),
+        Some(credentials(Secret::RegistryToken("wrong".into()))),
+    ] {
         let host = Host::new();
         let store = host.open();
         let error = pull_with(&store, &name, bad).await.unwrap_err();
-        assert_eq!(error.kind(), bulkhead_runtime::image::ErrorKind::Unauthorized, "{error}");
-        assert!(error.to_string().contains("image pull secret") && !error.to_string().contains("secret\""), "{error}");
+        assert_eq!(
+            error.kind(),
+            bulkhead_runtime::image::ErrorKind::Unauthorized,
+            "{error}"
+        );
+        assert!(
+            error.to_string().contains("image pull secret") && !error.to_string().contains("secret\""),
+            "{error}"
+        );
     }
     // A secret for another server is not shown.
     let mut elsewhere = password("user", "secret");
-    elsewhere.as_mut().unwrap().server = Some("https://other.example/v2/".into());
+    elsewhere.server = Some("https://other.example/v2/".into());
     let asked_before = registry.requests().len();
     let host = Host::new();
-    pull_with(&host.open(), &name, elsewhere).await.unwrap_err();
-    assert!(registry.requests()[asked_before..].iter().all(|request| request.header("authorization").is_none()));
+    pull_with(&host.open(), &name, Some(elsewhere)).await.unwrap_err();
+    assert!(
+        registry.requests()[asked_before..]
+            .iter()
+            .all(|request| request.header("authorization").is_none())
+    );
 }
 
 #[tokio::test]
@@ -277,11 +392,21 @@ async fn credentials_do_not_follow_a_redirect_to_another_host() {
     registry.set(&format!("/v2/a{}", layer.path_end()), redirect);
     registry.guard(|request| match request.header("authorization") {
         Some(_) => None,
-        None => Some(Answer::status(401, &[("WWW-Authenticate", "Basic realm=\"x\"".into())], "{}")),
+        None => Some(Answer::status(
+            401,
+            &[("WWW-Authenticate", "Basic realm=\"x\"".into())],
+            "{}",
+        )),
     });
     let host = Host::new();
     let store = host.open();
-    pull_with(&store, &format!("{}/a", registry.name()), password("user", "secret")).await.unwrap();
+    pull_with(
+        &store,
+        &format!("{}/a", registry.name()),
+        Some(password("user", "secret")),
+    )
+    .await
+    .unwrap();
     let asked = storage.requests();
     assert_eq!(asked.len(), 1);
     assert_eq!(asked[0].header("authorization"), None);

@@ -36,7 +36,10 @@ pub struct Request {
 
 impl Request {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -61,7 +64,10 @@ impl Answer {
     }
 
     pub fn status(status: u16, headers: &[(&str, String)], body: &str) -> Self {
-        let headers = headers.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+        let headers = headers
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), value.clone()))
+            .collect();
         Self::Whole(status, headers, body.into())
     }
 }
@@ -77,7 +83,11 @@ impl Registry {
                 tokio::spawn(serve(stream, Arc::clone(&serving)));
             }
         });
-        Self { address, shared, task }
+        Self {
+            address,
+            shared,
+            task,
+        }
     }
 
     /// The registry's name in references.
@@ -92,7 +102,11 @@ impl Registry {
 
     /// Answers requests for `path` with what `route` says.
     pub fn route(&self, path: &str, route: impl Fn(&Request) -> Answer + Send + Sync + 'static) {
-        self.shared.routes.lock().unwrap().insert(path.to_owned(), Arc::new(route));
+        self.shared
+            .routes
+            .lock()
+            .unwrap()
+            .insert(path.to_owned(), Arc::new(route));
     }
 
     /// Puts `guard` before everything that is served.
@@ -110,7 +124,10 @@ impl Registry {
 
     /// How often something whose path ends like this was asked for.
     pub fn asked(&self, end: &str) -> usize {
-        self.requests().iter().filter(|request| request.target.ends_with(end)).count()
+        self.requests()
+            .iter()
+            .filter(|request| request.target.ends_with(end))
+            .count()
     }
 }
 
@@ -121,7 +138,9 @@ impl Drop for Registry {
 }
 
 async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
-    let Some(request) = read_request(&mut stream).await else { return };
+    let Some(request) = read_request(&mut stream).await else {
+        return;
+    };
     shared.requests.lock().unwrap().push(request.clone());
     let path = request.target.split('?').next().unwrap().to_owned();
     let route = shared.routes.lock().unwrap().get(&path).cloned();
@@ -149,23 +168,33 @@ async fn read_request(stream: &mut TcpStream) -> Option<Request> {
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect();
     let mut body = bytes[head_end + 4..].to_vec();
-    let length = headers.iter().find(|(key, _)| key.eq_ignore_ascii_case("content-length"));
+    let length = headers
+        .iter()
+        .find(|(key, _)| key.eq_ignore_ascii_case("content-length"));
     let length: usize = length.map_or(0, |(_, value)| value.parse().unwrap());
     while body.len() < length {
         if stream.read_buf(&mut body).await.ok()? == 0 {
             return None;
         }
     }
-    Some(Request { method, target, headers, body: String::from_utf8(body).ok()? })
+    Some(Request {
+        method,
+        target,
+        headers,
+        body: String::from_utf8(body).ok()?,
+    })
 }
 
 async fn write_answer(stream: &mut TcpStream, answer: Answer) -> std::io::Result<()> {
     let promise_more = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1000000000000\r\n\r\n";
     match answer {
         Answer::Whole(status, headers, body) => {
-            let mut head = format!("HTTP/1.1 {status} Status\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+            let mut head = format!(
+                "HTTP/1.1 {status} Status\r\nConnection: close\r\nContent-Length: {}\r\n",
+                body.len()
+            );
             for (key, value) in headers {
-                head.push_str(&format!("{key}: {value}\r\n"));
+                head += &format!("{key}: {value}\r\n");
             }
             stream.write_all(format!("{head}\r\n").as_bytes()).await?;
             stream.write_all(&body).await?;
@@ -187,7 +216,10 @@ async fn write_answer(stream: &mut TcpStream, answer: Answer) -> std::io::Result
         }
         Answer::Gated(mut gate, body) => {
             let _ = gate.wait_for(|open| *open).await;
-            let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+                body.len()
+            );
             stream.write_all(head.as_bytes()).await?;
             stream.write_all(&body).await?;
         }

@@ -4,18 +4,28 @@ use std::fs;
 
 use serde_json::json;
 
-use crate::build::{push, Archive, BuiltLayer};
-use crate::host::{pull, Host};
+use crate::build::{Archive, BuiltLayer, push};
+use crate::host::{Host, pull};
 use crate::registry::Registry;
 
-async fn pulled(host: &Host) -> (Registry, std::sync::Arc<bulkhead_runtime::image::ImageStore>, String) {
+async fn pulled(
+    host: &Host,
+) -> (
+    Registry,
+    std::sync::Arc<bulkhead_runtime::image::ImageStore>,
+    String,
+) {
     let registry = Registry::start().await;
     let layers = ["a", "b"].map(|name| BuiltLayer::gzip(Archive::new().file(name, name).finish()));
     push(&registry, "app", "v1", &layers, json!({}));
     push(&registry, "app", "v2", &layers, json!({}));
     let store = host.open();
-    pull(&store, &format!("{}/app:v1", registry.name())).await.unwrap();
-    let id = pull(&store, &format!("{}/app:v2", registry.name())).await.unwrap();
+    pull(&store, &format!("{}/app:v1", registry.name()))
+        .await
+        .unwrap();
+    let id = pull(&store, &format!("{}/app:v2", registry.name()))
+        .await
+        .unwrap();
     (registry, store, id.to_string())
 }
 
@@ -36,8 +46,14 @@ async fn removing_by_any_name_removes_all_of_them() {
         for unknown in [&id, "no/such:image", "Not A Name", ""] {
             store.remove(unknown).await.unwrap();
         }
-        pull(&store, &format!("{}/app:v1", registry.name())).await.unwrap();
-        assert_eq!(store.list()[0].repo_tags.len(), 1, "the other tag must not come back");
+        pull(&store, &format!("{}/app:v1", registry.name()))
+            .await
+            .unwrap();
+        assert_eq!(
+            store.list()[0].repo_tags.len(),
+            1,
+            "the other tag must not come back"
+        );
     }
 }
 
@@ -76,10 +92,14 @@ async fn an_image_in_use_keeps_its_layers_until_the_last_user_goes() {
     host.settled(0).await;
 
     // Pulled again while in use, it stays.
-    pull(&store, &format!("{}/app:v1", registry.name())).await.unwrap();
+    pull(&store, &format!("{}/app:v1", registry.name()))
+        .await
+        .unwrap();
     let lease = store.lease(&store.resolve(&id).unwrap()).unwrap();
     store.remove(&id).await.unwrap();
-    pull(&store, &format!("{}/app:v1", registry.name())).await.unwrap();
+    pull(&store, &format!("{}/app:v1", registry.name()))
+        .await
+        .unwrap();
     drop(lease);
     store.collect().await.unwrap();
     assert_eq!(host.files().len(), 2);
@@ -139,7 +159,12 @@ async fn a_start_finds_whole_images_and_no_stray_file() {
     // A layer that was cut short, as a disk may do it.
     let layer = images.join("layers").join(host.files()[0].file_name().unwrap());
     let length = fs::metadata(&layer).unwrap().len();
-    fs::File::options().write(true).open(&layer).unwrap().set_len(length - 1).unwrap();
+    fs::File::options()
+        .write(true)
+        .open(&layer)
+        .unwrap()
+        .set_len(length - 1)
+        .unwrap();
     let store = host.open();
     assert!(store.list().is_empty());
     host.settled(0).await;

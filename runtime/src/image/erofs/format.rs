@@ -45,6 +45,18 @@ pub enum FileType {
 }
 
 impl FileType {
+    pub(super) fn from_number(number: u8) -> Option<Self> {
+        let all = [
+            Self::Regular,
+            Self::Directory,
+            Self::CharacterDevice,
+            Self::BlockDevice,
+            Self::Fifo,
+            Self::Symlink,
+        ];
+        all.into_iter().find(|file_type| *file_type as u8 == number)
+    }
+
     /// The file type bits of a mode (`S_IFMT`).
     pub(super) fn mode_bits(self) -> u16 {
         match self {
@@ -111,6 +123,40 @@ impl InodeRecord {
         record.u32(self.links);
         record.done()
     }
+}
+
+impl InodeRecord {
+    /// Reads an inode that [`encode`](Self::encode) wrote.
+    pub(super) fn decode(bytes: &[u8; INODE_BYTES]) -> Option<Self> {
+        let layout = match u16::from_le_bytes(field(bytes, 0)?) {
+            0b001 => DataLayout::Plain,
+            0b101 => DataLayout::Inline,
+            _ => return None,
+        };
+        Some(Self {
+            layout,
+            xattr_bytes: super::xattr::body_bytes(u16::from_le_bytes(field(bytes, 2)?)),
+            mode: u16::from_le_bytes(field(bytes, 4)?),
+            size: u64::from_le_bytes(field(bytes, 8)?),
+            data: u32::from_le_bytes(field(bytes, 16)?),
+            serial: u32::from_le_bytes(field(bytes, 20)?),
+            uid: u32::from_le_bytes(field(bytes, 24)?),
+            gid: u32::from_le_bytes(field(bytes, 28)?),
+            mtime_seconds: i64::from_le_bytes(field(bytes, 32)?),
+            mtime_nanoseconds: u32::from_le_bytes(field(bytes, 40)?),
+            links: u32::from_le_bytes(field(bytes, 44)?),
+        })
+    }
+}
+
+fn field<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
+    bytes.get(offset..)?.first_chunk().copied()
+}
+
+/// The root directory's number from the start of a superblock.
+pub(super) fn root_nid(superblock: &[u8]) -> Option<u64> {
+    let is_ours = u32::from_le_bytes(field(superblock, 0)?) == MAGIC;
+    is_ours.then(|| field(superblock, 14).map(|nid| u64::from(u16::from_le_bytes(nid))))?
 }
 
 /// What differs between two superblocks.

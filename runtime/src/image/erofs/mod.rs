@@ -18,11 +18,13 @@
 
 mod directory;
 mod format;
+mod reader;
 mod tree;
 mod writer;
 mod xattr;
 
 pub use format::{BLOCK_BYTES, FileType};
+pub use reader::{Found, Reader};
 pub use tree::{Directory, DirectoryId, Entry, Tree};
 pub use writer::{Attributes, Device, Inode, Writer};
 pub use xattr::{XattrError, Xattrs};

@@ -76,6 +76,38 @@ impl Xattrs {
         }
     }
 
+    /// Takes the attribute `name` away; says whether it was there.
+    pub fn remove(&mut self, name: &[u8]) -> bool {
+        let Some((index, suffix)) = split_name(name) else {
+            return false;
+        };
+        let Some(value) = self.by_name.remove(&(index, suffix.to_vec())) else {
+            return false;
+        };
+        self.entry_bytes -= entry_bytes(suffix, &value);
+        true
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote.
+    pub(super) fn decode(body: &[u8]) -> Option<Self> {
+        let mut xattrs = Self::default();
+        let mut rest = if body.is_empty() {
+            body
+        } else {
+            body.get(HEADER_BYTES..)?
+        };
+        while let Some((header, behind)) = rest.split_first_chunk::<ENTRY_HEADER_BYTES>() {
+            let &[name_bytes, index, low, high] = header;
+            let (suffix, behind) = behind.split_at_checked(usize::from(name_bytes))?;
+            let (value, _) = behind.split_at_checked(usize::from(u16::from_le_bytes([low, high])))?;
+            let bytes = entry_bytes(suffix, value);
+            xattrs.by_name.insert((index, suffix.to_vec()), value.to_vec());
+            xattrs.entry_bytes += bytes;
+            rest = rest.get(bytes..)?;
+        }
+        Some(xattrs)
+    }
+
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut body = Vec::with_capacity(self.encoded_bytes());
         if self.is_empty() {
@@ -92,6 +124,15 @@ impl Xattrs {
             body.resize(body.len().next_multiple_of(4), 0);
         }
         body
+    }
+}
+
+/// Bytes of the body that `i_xattr_icount` stands for.
+pub(super) fn body_bytes(icount: u16) -> usize {
+    if icount == 0 {
+        0
+    } else {
+        HEADER_BYTES + 4 * (usize::from(icount) - 1)
     }
 }
 
@@ -136,6 +177,11 @@ mod tests {
         assert_eq!(body[12..24], *b"\x01\x01\x05\x00a12345\0\0");
         assert_eq!(body[24..], *b"\x00\x02\x04\x00\x02\0\0\0");
         assert_eq!(icount(body.len()), 6);
+        assert_eq!(body_bytes(6), body.len());
+        assert_eq!(Xattrs::decode(&body), Some(xattrs.clone()));
+        assert_eq!(Xattrs::decode(&body[..body.len() - 4]), None);
+        assert!(xattrs.remove(b"user.a") && !xattrs.remove(b"user.a"));
+        assert_eq!(xattrs.encode().len(), xattrs.encoded_bytes());
         assert_eq!(icount(0), 0);
     }
 
@@ -153,9 +199,9 @@ mod tests {
             set(&[b"user.", &[b'x'; 251][..]].concat(), b""),
             XattrError::Name(_)
         ));
-        assert_eq!(set(b"user.big", &[0; 65_536]), XattrError::TooLarge);
-        xattrs.set(b"user.1", &[0; 65_535]).unwrap();
-        assert_eq!(xattrs.set(b"user.2", &[0; 65_535]), Err(XattrError::TooLarge));
+        assert_eq!(set(b"user.big", &vec![0; 65_536]), XattrError::TooLarge);
+        xattrs.set(b"user.1", &vec![0; 65_535]).unwrap();
+        assert_eq!(xattrs.set(b"user.2", &vec![0; 65_535]), Err(XattrError::TooLarge));
         assert!(xattrs.encoded_bytes() < 66_000);
     }
 }

@@ -36,6 +36,8 @@ pub struct Converted {
     pub blob_bytes: u64,
     /// Whether the layer hides everything below it.
     pub hides_lower: bool,
+    /// Whether it holds directories, other than its root, that the archive has no entry for.
+    pub implies_directories: bool,
     /// Files, directories and so on in it.
     pub entries: u64,
 }

@@ -7,12 +7,15 @@
 
 mod compression;
 mod convert;
+mod directories;
 mod error;
+mod marks;
 mod namespace;
 
 pub(super) use compression::Piece;
 pub use convert::{Converted, convert_archive};
 pub(super) use convert::{ExpectedLayer, convert};
+pub(super) use directories::settle_directories;
 pub use error::LayerError;
 
 /// What one layer may at most cost.

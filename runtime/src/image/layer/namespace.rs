@@ -4,7 +4,8 @@
 //! - A leading `/` or `./` means nothing. `..` in a name or in a hard link's target is refused: no builder writes it.
 //! - A parent that is a symbolic link of the same layer is followed, with the layer's root as `/`, as if in a chroot.
 //!   Links of lower layers are not seen, since layers are converted one by one and shared by images.
-//! - Missing parents become directories of root with mode 0755 and time 0.
+//! - Missing parents become directories of root with mode 0755 and time 0, marked as implied: their attributes are
+//!   those of lower layers, which are found when the layers of an image are brought together ([`super::directories`]).
 //! - The last entry of a name wins; a directory replaced by a directory keeps its content.
 //! - A hard link must have its target in the same layer, and before it.
 //! - `.wh.NAME` (OCI image specification, layer.md, "Whiteouts") becomes overlayfs's whiteout, a character device 0/0,
@@ -22,8 +23,8 @@ use super::super::erofs::{
     Attributes, Device, Directory, DirectoryId, Inode, Tree, Writer, XattrError, Xattrs,
 };
 use super::super::tar::{Entry, Kind};
-use super::LayerError;
 use super::convert::Converted;
+use super::{LayerError, marks};
 
 /// Linux's `PATH_MAX` and `NAME_MAX`, the NUL at the end not counted.
 const MAX_PATH_BYTES: usize = 4095;
@@ -44,8 +45,6 @@ const NAME_OVERHEAD_BYTES: u64 = 96;
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const OPAQUE_WHITEOUT: &[u8] = b".wh..wh..opq";
 const AUFS_PREFIX: &[u8] = b".wh..wh.";
-const OVERLAY_ATTRIBUTES: &[u8] = b"trusted.overlay.";
-const OPAQUE_ATTRIBUTE: &[u8] = b"trusted.overlay.opaque";
 
 /// The file system that a layer becomes.
 #[derive(Debug)]
@@ -54,6 +53,8 @@ pub(super) struct Namespace {
     writer: Writer,
     /// Directories that hide what lower layers have under their name.
     opaque: HashSet<DirectoryId>,
+    /// Directories without an entry of their own.
+    implied: HashSet<DirectoryId>,
     /// The inode of all whiteouts.
     whiteout: Option<Inode>,
     entries: u64,
@@ -67,6 +68,7 @@ impl Namespace {
             tree: Tree::new(implied_directory()),
             writer: Writer::new(file),
             opaque: HashSet::new(),
+            implied: HashSet::from([Tree::ROOT]),
             whiteout: None,
             entries: 0,
             max_entries,
@@ -92,23 +94,27 @@ impl Namespace {
 
     /// Writes what remains and gives the blob.
     pub(super) fn finish(mut self) -> Result<Converted, LayerError> {
-        for id in &self.opaque {
-            let Directory { attributes, .. } = self.tree.directory_mut(*id);
-            // Fails only if the directory has 128 KiB of other attributes.
-            attributes
-                .xattrs
-                .set(OPAQUE_ATTRIBUTE, b"y")
-                .map_err(|error| LayerError::Entry {
-                    path: "a directory with an opaque whiteout".into(),
-                    reason: format!("cannot be marked opaque: {error}"),
-                })?;
+        for (marked, mark) in [(&self.opaque, marks::OPAQUE), (&self.implied, marks::IMPLIED)] {
+            for id in marked {
+                let Directory { attributes, .. } = self.tree.directory_mut(*id);
+                // Fails only if the directory has 128 KiB of other attributes.
+                attributes
+                    .xattrs
+                    .set(mark, marks::SET)
+                    .map_err(|error| LayerError::Entry {
+                        path: "a directory".into(),
+                        reason: format!("cannot be marked: {error}"),
+                    })?;
+            }
         }
         let hides_lower = self.opaque.contains(&Tree::ROOT);
+        let implies_directories = self.implied.iter().any(|id| *id != Tree::ROOT);
         let (file, blob_bytes) = self.writer.finish(&self.tree).map_err(LayerError::write)?;
         Ok(Converted {
             file,
             blob_bytes,
             hides_lower,
+            implies_directories,
             entries: self.entries,
         })
     }
@@ -141,6 +147,7 @@ impl Namespace {
             return refuse("is the root directory but says it is something else");
         }
         self.tree.directory_mut(Tree::ROOT).attributes = attributes(entry)?;
+        self.implied.remove(&Tree::ROOT);
         Ok(())
     }
 
@@ -190,6 +197,7 @@ impl Namespace {
         if let Some(TreeEntry::Directory(id)) = self.tree.get(parent, name) {
             let id = *id;
             self.tree.directory_mut(id).attributes = attributes;
+            self.implied.remove(&id);
         } else {
             self.make_directory(parent, name, attributes);
         }
@@ -203,6 +211,12 @@ impl Namespace {
         if was_whiteout {
             self.opaque.insert(id);
         }
+        id
+    }
+
+    fn imply_directory(&mut self, parent: DirectoryId, name: &[u8]) -> DirectoryId {
+        let id = self.make_directory(parent, name, implied_directory());
+        self.implied.insert(id);
         id
     }
 
@@ -301,7 +315,7 @@ impl Namespace {
                 Step::Missing(directory, name) => {
                     self.count_entry()?;
                     self.hold(name.len())?;
-                    let made = self.make_directory(directory, &name, implied_directory());
+                    let made = self.imply_directory(directory, &name);
                     walk.enter(made);
                 }
                 Step::NotADirectory(name) => {
@@ -310,7 +324,7 @@ impl Namespace {
                     if !self.is_whiteout(directory, &name) {
                         return refuse(&format!("lies in {:?}, which is not a directory", shown(&name)));
                     }
-                    let made = self.make_directory(directory, &name, implied_directory());
+                    let made = self.imply_directory(directory, &name);
                     walk.enter(made);
                 }
                 Step::TooManyLinks => {
@@ -479,7 +493,7 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, String> {
 fn attributes(entry: &Entry) -> Result<Attributes, Failure> {
     let mut xattrs = Xattrs::default();
     for (name, value) in &entry.xattrs {
-        if name.starts_with(OVERLAY_ATTRIBUTES) {
+        if name.starts_with(marks::RESERVED_PREFIX) {
             continue;
         }
         match xattrs.set(name, value) {

@@ -210,6 +210,7 @@ mod tests {
             pinned: false,
             config: ContainerDefaults::default(),
             layers: vec![],
+            directories: None,
         }
     }
 

@@ -61,8 +61,8 @@ impl LayerStore {
         }
         let (whole, lost): (Vec<_>, Vec<_>) = records
             .into_iter()
-            .partition(|record| record.image.layers.iter().all(|layer| store.is_whole(layer)));
-        let known = whole.iter().flat_map(|record| &record.image.layers);
+            .partition(|record| record.image.blobs().all(|layer| store.is_whole(layer)));
+        let known = whole.iter().flat_map(|record| record.image.blobs());
         let known: HashSet<PathBuf> = known.map(|layer| store.path(layer.diff_id)).collect();
         for path in entries(&store.whole)? {
             if !known.contains(&path) {
@@ -70,7 +70,7 @@ impl LayerStore {
                 remove_file(&path)?;
             }
         }
-        for layer in whole.iter().flat_map(|record| &record.image.layers) {
+        for layer in whole.iter().flat_map(|record| record.image.blobs()) {
             store.count_user(layer)?;
         }
         let lost = lost.into_iter().map(|record| record.image.id).collect();
@@ -118,6 +118,7 @@ impl LayerStore {
             diff_id,
             blob_bytes: converted.blob_bytes,
             hides_lower: converted.hides_lower,
+            implies_directories: converted.implies_directories,
         };
         let mut present = lock(&self.present);
         if let Some(held) = self.hold_in(&mut present, diff_id) {

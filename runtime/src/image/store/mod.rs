@@ -157,12 +157,9 @@ impl ImageStore {
 
     /// The disk that shows the image to a VM. Its files stay readable whatever becomes of the image.
     pub fn disk(&self, image: &Image) -> Result<ImageDisk, ImageError> {
-        let first = image
-            .layers
-            .iter()
-            .rposition(|layer| layer.hides_lower)
-            .unwrap_or(0);
-        let layers = image.layers.get(first..).unwrap_or_default();
+        let layers: Vec<_> = image.blobs().collect();
+        let first = layers.iter().rposition(|layer| layer.hides_lower).unwrap_or(0);
+        let layers = layers.get(first..).unwrap_or_default();
         let partitions: Vec<_> = layers
             .iter()
             .map(|layer| Partition {
@@ -247,7 +244,7 @@ impl ImageStore {
             self.write().put(vec![taken]);
             return Err(error);
         }
-        for layer in &taken.image.layers {
+        for layer in taken.image.blobs() {
             self.layers.release(layer.diff_id);
         }
         Ok(())

@@ -1,18 +1,21 @@
 //! A pull: manifest, configuration, then the layers side by side.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::{BoxFuture, Shared, WeakShared};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use tokio::sync::mpsc;
 
-use super::super::layer::{ExpectedLayer, LayerError, LayerLimits, Piece, convert};
+use super::super::layer::{
+    Converted, ExpectedLayer, LayerError, LayerLimits, Piece, convert, settle_directories,
+};
 use super::super::registry::{
     Descriptor, DocumentError, Manifest, PLATFORM, ParsedConfig, Session, parse_config, parse_manifest,
 };
 use super::super::{
-    Credentials, DiffId, Digest, Image, ImageConfig, ImageError, ImageId, Reference, Version,
+    Credentials, DiffId, Digest, Image, ImageConfig, ImageError, ImageId, Layer, Reference, Version,
 };
 use super::layers::{HeldLayer, LayerStore};
 use super::{ImageStore, blocking, lock};
@@ -28,7 +31,7 @@ const MAX_INDEX_DEPTH: usize = 3;
 pub(super) struct Pulled {
     pub(super) image: Image,
     pub(super) config_json: Vec<u8>,
-    /// One for each layer of the image.
+    /// One for each blob of the image.
     pub(super) layers: Vec<HeldLayer>,
     /// The tag it was pulled by, in full.
     pub(super) tag: Option<String>,
@@ -52,25 +55,28 @@ pub(super) async fn pull(
     let (config_json, parsed) = pull.image_config(&config).await?;
     let expected = pull.expected_layers(&layers, &parsed.diff_ids)?;
 
-    let held: Vec<HeldLayer> = futures_util::stream::iter(expected)
+    let mut held: Vec<HeldLayer> = futures_util::stream::iter(expected)
         .map(|expected| store.downloads.layer(store, &pull, expected))
         .buffered(store.config.parallel_layers)
         .try_collect()
         .await?;
 
-    let layers: Vec<_> = held.iter().map(|held| held.layer().clone()).collect();
-    let size_bytes = config_json.len() as u64 + layers.iter().map(|layer| layer.blob_bytes).sum::<u64>();
+    let directories = settled_directories(&store.layers, &held).await?;
     let image = Image {
         id: ImageId(config.digest),
         repo_tags: Vec::new(),
         repo_digests: Vec::new(),
-        size_bytes,
+        size_bytes: 0,
         pinned: false,
         config: parsed.defaults,
-        layers,
+        layers: held.iter().map(|held| held.layer().clone()).collect(),
+        directories: directories.as_ref().map(|held| held.layer().clone()),
     };
+    let blob_bytes: u64 = image.blobs().map(|layer| layer.blob_bytes).sum();
+    let size_bytes = config_json.len() as u64 + blob_bytes;
+    held.extend(directories);
     let pulled = Pulled {
-        image,
+        image: Image { size_bytes, ..image },
         config_json,
         layers: held,
         tag: reference.tag().map(|_| reference.to_string()),
@@ -80,6 +86,38 @@ pub(super) async fn pull(
     let id = blocking(move || recording.record(pulled)).await?;
     tracing::info!(%reference, image = %id, size_bytes, elapsed = ?started.elapsed(), "pulled");
     Ok(id)
+}
+
+/// The layer that gives directories the attributes they have in the image, if one is needed.
+async fn settled_directories(
+    layers: &Arc<LayerStore>,
+    held: &[HeldLayer],
+) -> Result<Option<HeldLayer>, ImageError> {
+    if held.len() < 2 {
+        return Ok(None);
+    }
+    let described: Vec<_> = held.iter().map(|held| held.layer().clone()).collect();
+    let layers = Arc::clone(layers);
+    blocking(move || {
+        let open = |layer: &Layer| Ok((File::from(layers.blob(layer)?.file), layer.implies_directories));
+        let files = described.iter().map(open).collect::<Result<_, ImageError>>()?;
+        let temporary = layers.new_blob()?;
+        let fail = |error| ImageError::store("write directories to", temporary.path(), error);
+        let settled = settle_directories(files, temporary.reopen().map_err(fail)?).map_err(fail)?;
+        let Some((file, blob_bytes)) = settled else {
+            return Ok(None);
+        };
+        let digest = Digest::of(&std::fs::read(temporary.path()).map_err(fail)?);
+        let converted = Converted {
+            file,
+            blob_bytes,
+            hides_lower: false,
+            implies_directories: false,
+            entries: 0,
+        };
+        layers.adopt(temporary, &converted, digest).map(Some)
+    })
+    .await
 }
 
 /// What one pull works with.
