@@ -2,7 +2,8 @@
 //! started can be killed at once while its memory and time count for the container.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io::{self, Write},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -116,7 +117,12 @@ impl Cgroup {
 
     /// Writes one of its files.
     pub fn set(&self, file: &str, value: &str) -> Result<(), CgroupError> {
-        fs::write(self.path.join(file), value).map_err(|source| CgroupError {
+        // Opened and not created: a file that is not there is a limit that this kernel does not have.
+        let write = || {
+            let mut file = File::options().write(true).open(self.path.join(file))?;
+            file.write_all(value.as_bytes())
+        };
+        write().map_err(|source| CgroupError {
             what: format!("set {file} to {value:?}"),
             path: self.path.clone(),
             source,

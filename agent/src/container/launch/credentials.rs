@@ -3,7 +3,7 @@
 use std::{fs::File, io, io::Write};
 
 use rustix::{
-    process::{Resource, Rlimit, setrlimit},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
     thread::{
         CapabilitySet, CapabilitySets, Gid, Uid, clear_ambient_capability_set,
         configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
@@ -13,11 +13,8 @@ use rustix::{
 
 use super::ProcessPlan;
 
-/// Descriptors of a process that asks for no limit: what Linux and its distributions give a service.
-const DESCRIPTORS: Rlimit = Rlimit {
-    current: Some(1024),
-    maximum: Some(524_288),
-};
+/// Descriptors of a process that asks for no limit, soft and hard: what distributions of Linux give a service.
+const DESCRIPTORS: (u64, u64) = (1024, 524_288);
 
 /// A credential could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -47,9 +44,18 @@ pub fn set_oom_score(plan: &ProcessPlan) -> Result<(), CredentialsError> {
         })
 }
 
+fn usual_descriptors() -> Rlimit {
+    let (soft, hard) = DESCRIPTORS;
+    let most = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    Rlimit {
+        current: Some(soft.min(most)),
+        maximum: Some(hard.min(most)),
+    }
+}
+
 /// Turns this process from the agent's child into whom `plan` names.
 pub fn assume(plan: &ProcessPlan) -> Result<(), CredentialsError> {
-    setrlimit(Resource::Nofile, DESCRIPTORS).map_err(setting("limits"))?;
+    setrlimit(Resource::Nofile, usual_descriptors()).map_err(setting("limits"))?;
     for limit in &plan.limits {
         setrlimit(limit.resource, limit.limit).map_err(setting("limits"))?;
     }

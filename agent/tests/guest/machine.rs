@@ -1,0 +1,177 @@
+//! A guest in a virtual machine of bulkhead-vmm.
+
+use std::{
+    env, fs,
+    future::Future,
+    io::{self, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    pin::Pin,
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
+
+use bulkhead_proto::agent::{DOORBELL_PORT, HelloResponse, wire};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
+    net::UnixStream,
+    process::{Child, Command},
+    sync::Mutex,
+};
+
+use crate::{
+    disk,
+    guest::{Guest, SharedGuest},
+};
+
+#[derive(Debug)]
+pub struct Machine {
+    hello: HelloResponse,
+    process: Mutex<Child>,
+    directory: TempDir,
+}
+
+/// Boots one.
+pub async fn start() -> SharedGuest {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    disk::scratch(&path("scratch.disk"));
+    let guest = required("BULKHEAD_GUEST_DIR");
+    let disk = |serial: &str, access: &str, file: &Path| json!({"serial": serial, "access": access, "segments": [{"file": {"path": file}}]});
+    let config = json!({
+        "name": "agent-test",
+        "vcpus": 1,
+        "memory_mib": 256,
+        "kernel": {"path": guest.join("vmlinux")},
+        "initramfs": {"path": guest.join("initramfs")},
+        "cmdline": "console=hvc0",
+        "disks": [
+            disk("scratch", "read_write", &path("scratch.disk")),
+            disk("image", "read_only", &disk::image().path),
+        ],
+        "vsock": {"cid": 3, "socket": {"path": path("vsock")}},
+        "console": {"file": {"path": path("console")}, "max_bytes": 1 << 20},
+        "exit_report": {"path": path("exit")},
+    });
+    let mut process = Command::new(required("BULKHEAD_BIN_DIR").join("bulkhead-vmm"))
+        .stdin(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("bulkhead-vmm in BULKHEAD_BIN_DIR");
+    let mut input = process.stdin.take().unwrap();
+    input.write_all(config.to_string().as_bytes()).await.unwrap();
+    drop(input);
+
+    let doorbell = listen(&path("vsock"), &mut process).await;
+    let rung = tokio::time::timeout(Duration::from_mins(2), receive_hello(&doorbell)).await;
+    let Ok(hello) = rung else {
+        let console = fs::read(path("console")).unwrap_or_default();
+        panic!(
+            "the agent does not ring the doorbell; the guest's console:\n{}",
+            String::from_utf8_lossy(&console)
+        );
+    };
+    Arc::new(Machine {
+        hello,
+        process: Mutex::new(process),
+        directory,
+    })
+}
+
+fn required(variable: &str) -> PathBuf {
+    env::var_os(variable)
+        .unwrap_or_else(|| panic!("{variable} is not set; these tests run in the node with KVM"))
+        .into()
+}
+
+/// Asks the VMM for the guest's connections to the doorbell, as soon as its socket is there.
+async fn listen(socket: &Path, process: &mut Child) -> UnixStream {
+    let mut client = loop {
+        if let Ok(client) = UnixStream::connect(socket).await {
+            break client;
+        }
+        let ended = process.try_wait().unwrap();
+        assert!(ended.is_none(), "bulkhead-vmm ended: {ended:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    ask(&mut client, &format!("LISTEN {DOORBELL_PORT}"))
+        .await
+        .unwrap();
+    client
+}
+
+async fn ask(client: &mut UnixStream, line: &str) -> io::Result<()> {
+    client.write_all(format!("{line}\n").as_bytes()).await?;
+    let mut answer = Vec::new();
+    while answer.last() != Some(&b'\n') {
+        answer.push(client.read_u8().await?);
+    }
+    if answer.starts_with(b"OK ") {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&answer).into_owned()))
+}
+
+async fn receive_hello(doorbell: &UnixStream) -> HelloResponse {
+    let ring = doorbell
+        .async_io(Interest::READABLE, || Ok(receive_descriptor(doorbell)?))
+        .await
+        .unwrap();
+    let ring = std::os::unix::net::UnixStream::from(ring);
+    ring.set_nonblocking(true).unwrap();
+    let mut ring = UnixStream::from_std(ring).unwrap();
+    let mut bytes = Vec::new();
+    ring.read_to_end(&mut bytes).await.unwrap();
+    wire::decode(&bytes).unwrap().unwrap().0
+}
+
+fn receive_descriptor(socket: &UnixStream) -> Result<OwnedFd, rustix::io::Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(mut descriptors) = message {
+            return Ok(descriptors.next().unwrap());
+        }
+    }
+    panic!("the VMM closed its side");
+}
+
+impl Guest for Machine {
+    fn connect(&self, port: u32) -> Pin<Box<dyn Future<Output = io::Result<UnixStream>> + Send>> {
+        let socket = self.directory.path().join("vsock");
+        Box::pin(async move {
+            let mut client = UnixStream::connect(socket).await?;
+            ask(&mut client, &format!("CONNECT {port}")).await?;
+            Ok(client)
+        })
+    }
+
+    fn hello(&self) -> HelloResponse {
+        self.hello.clone()
+    }
+
+    fn ended(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
+        Box::pin(async { self.process.lock().await.wait().await.unwrap().success() })
+    }
+
+    fn log(&self) -> String {
+        let console = fs::read(self.directory.path().join("console")).unwrap_or_default();
+        String::from_utf8_lossy(&console).into_owned()
+    }
+
+    fn has_controllers(&self) -> bool {
+        true
+    }
+}
