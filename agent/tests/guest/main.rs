@@ -9,6 +9,7 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::assigning_clones,
+    clippy::cast_possible_truncation,
     reason = "a test ends where what it expects is not so"
 )]
 
