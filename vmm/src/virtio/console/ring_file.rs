@@ -172,12 +172,18 @@ mod tests {
         String::from_utf8(content).unwrap()
     }
 
+    /// Lines of differing lengths, so that half a file seldom ends with one.
+    fn line_of(number: usize) -> String {
+        format!("line {number} {}", "x".repeat(number % 7))
+    }
+
     #[test]
     fn the_newest_lines_are_kept_whole_and_in_order_within_the_bound() {
         let file = tempfile::tempfile().unwrap();
         let log = ConsoleLog::new(file.try_clone().unwrap(), 10_000).unwrap();
         for line in 0..5000 {
-            log.append(format!("line {line}\n").as_bytes());
+            log.append(line_of(line).as_bytes());
+            log.append(b"\n");
             assert!(file.metadata().unwrap().len() <= 10_000);
             if line > 1000 {
                 assert!(file.metadata().unwrap().len() >= 4_900, "at line {line}");
@@ -187,7 +193,7 @@ mod tests {
         let lines: Vec<&str> = content.lines().collect();
         let first: usize = 5000 - lines.len();
         for (line, text) in (first..).zip(lines) {
-            assert_eq!(text, format!("line {line}"));
+            assert_eq!(text, line_of(line));
         }
     }
 

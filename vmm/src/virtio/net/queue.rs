@@ -67,8 +67,7 @@ impl Link {
 
 impl Handler for Link {
     fn register(&mut self, events: &EventLoop) -> io::Result<()> {
-        // What came while nobody listened is told with no edge.
-        self.receiver.wire_ready = true;
+        // What came while nobody listened is told as well: a descriptor that is ready when it is added is an edge.
         let wire = EventSet::IN | EventSet::EDGE_TRIGGERED;
         events.add(self.tap.as_fd().as_raw_fd(), WIRE, wire)?;
         for (token, ring) in [

@@ -52,3 +52,38 @@ impl Serve for Entropy {
         self.paid_at.checked_sub(PER_BYTE * BURST)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+    use super::*;
+    use crate::virtio::buffer::GuestBuffer;
+
+    #[test]
+    fn a_burst_is_free_and_what_is_taken_beyond_it_has_to_be_waited_for() {
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 16)]).unwrap();
+        let mut writable = GuestBuffer::default();
+        writable.push(memory.get_slice(GuestAddress(0), 1 << 16).unwrap());
+        let request = Chain {
+            head: 0,
+            readable: GuestBuffer::default(),
+            writable,
+        };
+        let mut entropy = Entropy::new();
+        let begin = Instant::now();
+        assert_eq!(entropy.serve(&request), MOST_AT_ONCE);
+        assert!(
+            entropy
+                .not_before()
+                .is_none_or(|instant| instant <= Instant::now())
+        );
+        let mut taken = MOST_AT_ONCE;
+        while taken < BURST as usize * 3 {
+            taken += entropy.serve(&request);
+        }
+        // Three bursts were taken: two have to be waited for, counted from the first.
+        let earliest = begin + PER_BYTE * BURST * 2;
+        assert!(entropy.not_before().is_some_and(|instant| instant >= earliest));
+    }
+}

@@ -472,6 +472,27 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_gives_credit_only_when_asked_is_asked_each_time() {
+        let mut bench = Bench::new();
+        let mut stream = bench.client("CONNECT 7");
+        let request = bench.packet().unwrap();
+        bench.take(say(&request, Op::Response));
+        answer(&stream);
+        io::Write::write_all(&mut stream, &[7; 2500]).unwrap();
+        let mut update = say(&request, Op::CreditUpdate);
+        for length in [1000, 1000, 500] {
+            let packet = bench.packet().unwrap();
+            assert_eq!((packet.op, packet.len), (Op::Data as u16, length));
+            if length == 1000 {
+                assert_eq!(bench.packet().unwrap().op, Op::CreditRequest as u16);
+            }
+            assert_eq!(bench.packet(), None);
+            update.fwd_cnt += length;
+            bench.take(update);
+        }
+    }
+
+    #[test]
     fn ports_of_the_host_are_never_given_twice_at_once() {
         let mut bench = Bench::new();
         bench.muxer.next_port = u32::MAX / 2;
