@@ -3,6 +3,8 @@
 //! Every key is declared here as a field and documented in `config/default.toml`, which is what `bulkheadd config`
 //! prints and what docs/configuration.md is compared with. A file is parsed once, at the start; what comes out is valid.
 
+#[cfg(test)]
+mod document;
 mod unknown_key;
 
 use std::{
