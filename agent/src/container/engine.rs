@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     init::{offload::offload, reaper::Reaper},
-    io::registry::{ProcessName, Registry},
+    io::registry::Registry,
     storage::{layers::Layers, tree},
     sys::signals::LARGEST,
 };
@@ -113,10 +113,7 @@ impl Engine {
             if container.phase() != Phase::Stopped {
                 return Err(container.wrong_state("acknowledged"));
             }
-            self.registry.remove_process(&ProcessName {
-                container: id.to_owned(),
-                exec: String::new(),
-            });
+            container.first.close_streams();
             return Ok(());
         }
         let process = container.exec(exec)?;

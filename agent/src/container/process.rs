@@ -3,7 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
@@ -89,6 +89,8 @@ pub struct Process {
     started_at_ns: OnceLock<u64>,
     progress: watch::Receiver<Progress>,
     cgroup: Arc<Cgroup>,
+    /// The registry alone holds them, so that they end when it lets go.
+    streams: Weak<ProcessStreams>,
     registry: Registry,
 }
 
@@ -105,7 +107,9 @@ impl Process {
         let (sender, progress) = watch::channel(Progress::Running);
         let cgroup = supervision.cgroup.clone();
         tokio::spawn(watch_over(supervision, streams.ended(), sender));
-        registry.add_process(&name, Arc::new(streams));
+        let streams = Arc::new(streams);
+        let weak = Arc::downgrade(&streams);
+        registry.add_process(&name, streams);
         Self {
             name,
             pid: child.pid.as_raw_nonzero().get().cast_unsigned(),
@@ -114,6 +118,7 @@ impl Process {
             started_at_ns: OnceLock::new(),
             progress,
             cgroup,
+            streams: weak,
             registry: registry.clone(),
         }
     }
@@ -153,6 +158,11 @@ impl Process {
         self.cgroup.kill()
     }
 
+    /// Lets go of its streams, and with them of what the host has not acknowledged.
+    pub fn close_streams(&self) {
+        self.registry.remove_process(&self.name, &self.streams);
+    }
+
     /// Its terminal.
     pub fn terminal(&self) -> Option<&Terminal> {
         self.terminal.as_ref()
@@ -185,8 +195,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Its streams end with their last holder.
-        self.registry.remove_process(&self.name);
+        self.close_streams();
     }
 }
 

@@ -5,7 +5,8 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    ptr,
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
@@ -125,9 +126,13 @@ impl Registry {
             .insert(name.exec.clone(), streams);
     }
 
-    /// Forgets a process.
-    pub fn remove_process(&self, name: &ProcessName) {
-        if let Some(processes) = self.locked().containers.get_mut(&name.container) {
+    /// Forgets a process, unless its name has gone to another by now.
+    pub fn remove_process(&self, name: &ProcessName, streams: &Weak<ProcessStreams>) {
+        if let Some(processes) = self.locked().containers.get_mut(&name.container)
+            && processes
+                .get(&name.exec)
+                .is_some_and(|held| ptr::eq(Arc::as_ptr(held), streams.as_ptr()))
+        {
             processes.remove(&name.exec);
         }
     }
