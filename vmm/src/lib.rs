@@ -14,4 +14,5 @@ pub mod machine;
 pub mod memory;
 pub mod pci;
 pub mod snapshot;
+mod threads;
 pub mod virtio;

@@ -3,7 +3,7 @@
 use std::{
     fmt, io,
     sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError},
-    thread::{Builder, JoinHandle},
+    thread::JoinHandle,
     time::Instant,
 };
 
@@ -14,6 +14,7 @@ use super::{
     gate::{Gate, Order},
     run_page::ImmediateExit,
 };
+use crate::threads;
 
 /// Told when a vCPU cannot go on: its index and why. [`Stop::Kicked`] is never told.
 pub type OnStop = Arc<dyn Fn(u8, &Stop) + Send + Sync>;
@@ -56,8 +57,7 @@ impl VcpuThreads {
                 on_stop: Arc::clone(on_stop),
                 first_entry: Arc::clone(&all.first_entry),
             };
-            let thread = Builder::new()
-                .name(format!("vcpu{index}"))
+            let thread = threads::named(format!("vcpu{index}"))
                 .spawn(move || runner.work())
                 .map_err(|source| KvmError::Thread {
                     index,

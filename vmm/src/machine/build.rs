@@ -1,10 +1,6 @@
 //! How a machine is put together, step by step.
 
-use std::{
-    panic::resume_unwind,
-    sync::Arc,
-    thread::{self, Builder},
-};
+use std::{panic::resume_unwind, sync::Arc, thread};
 
 use super::{
     Accesses, Endings, Machine, MachineError, MachineFiles, ProcessStart,
@@ -18,6 +14,7 @@ use crate::{
     kvm::{GuestAccess, Host, OnStop, Stop, Vcpu, VcpuThreads, Vm},
     memory::{self, GuestRam, layout::RamRanges},
     pci::{PciBus, PciHost, PvPanic, virtio::VirtioFunction},
+    threads,
     virtio::{
         console::{Console, ConsoleLog},
         device::VirtioDevice,
@@ -42,8 +39,7 @@ pub fn build(config: VmConfig, files: MachineFiles, started: ProcessStart) -> Re
     // The two longest steps do not need each other: KVM's part waits for other processors, the guest's memory is filled by
     // this one.
     let (hardware, start) = thread::scope(|scope| {
-        let loader = Builder::new()
-            .name("loader".to_owned())
+        let loader = threads::named("loader")
             .spawn_scoped(scope, || load(&config, boot_files, &ram))
             .map_err(system("a thread"))?;
         let hardware = assemble(&config, device_files, &host, &ram, &endings);

@@ -10,9 +10,9 @@ use crate::memory::GuestRam;
 
 /// A virtio device behind a transport.
 ///
-/// The transport calls it from one thread, in this order of life: any number of configuration accesses; `activate`
-/// when the driver sets DRIVER_OK; then `pause` and `resume` in turn; `reset` brings it back to the start. `save` only
-/// while it is paused or not active, `restore` only on a fresh device, before any other call.
+/// The transport makes one call at a time, from whatever thread, in this order of life: any number of configuration
+/// accesses; `activate` when the driver sets DRIVER_OK; then `pause` and `resume` in turn; `reset` brings it back to the
+/// start. `save` only while it is paused or not active, `restore` only on a fresh device, before any other call.
 pub trait VirtioDevice: Send {
     /// Device type of the virtio specification, section 5.
     fn kind(&self) -> DeviceKind;

@@ -3,7 +3,7 @@
 use std::{
     io,
     os::fd::{AsRawFd, RawFd},
-    thread::{Builder, JoinHandle},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -11,6 +11,8 @@ use vmm_sys_util::{
     epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
     eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd},
 };
+
+use crate::threads;
 
 /// What a device does on its thread.
 pub trait Handler: Send + 'static {
@@ -113,7 +115,7 @@ impl<H: Handler> Worker<H> {
         let only_stop = EventLoop::new()?;
         only_stop.add(stop.as_raw_fd(), STOP, EventSet::IN)?;
         handler.register(&events)?;
-        let thread = Builder::new().name(name.to_owned()).spawn(move || {
+        let thread = threads::named(name).spawn(move || {
             run(&mut handler, &events, &only_stop);
             handler
         })?;
