@@ -44,6 +44,15 @@ pub async fn client(guest: &SharedGuest) -> AgentClient<Channel> {
     AgentClient::new(channel)
 }
 
+/// Runs a future to its end.
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
 /// Starts a guest and runs a test in it.
 pub fn test<S, F>(start: fn() -> S, body: F)
 where
@@ -54,11 +63,7 @@ where
         rustix::process::geteuid().is_root(),
         "the agent's tests mount file systems and make namespaces: run them as root"
     );
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
+    block_on(async {
         let guest = start().await;
         let shown = guest.clone();
         let result = tokio::time::timeout(PATIENCE, body(guest)).await;

@@ -29,6 +29,9 @@ use crate::{
     guest::{Guest, SharedGuest},
 };
 
+/// How long a machine may take to boot or to end.
+const PATIENCE: Duration = Duration::from_mins(2);
+
 #[derive(Debug)]
 pub struct Machine {
     hello: HelloResponse,
@@ -36,20 +39,51 @@ pub struct Machine {
     directory: TempDir,
 }
 
-/// Boots one.
+/// Boots one and waits until the agent is there.
 pub async fn start() -> SharedGuest {
+    let (mut process, directory) = boot("console=hvc0").await;
+    let doorbell = listen(&directory.path().join("vsock"), &mut process).await;
+    let rung = tokio::time::timeout(PATIENCE, receive_hello(&doorbell)).await;
+    let Ok(hello) = rung else {
+        panic!(
+            "the agent does not ring the doorbell; the guest's console:\n{}",
+            console(&directory)
+        );
+    };
+    Arc::new(Machine {
+        hello,
+        process: Mutex::new(process),
+        directory,
+    })
+}
+
+/// Boots one whose agent does not get as far as to serve. Gives how the machine ended, and its console.
+pub async fn boot_to_its_end(cmdline: &str) -> (std::process::ExitStatus, String) {
+    let (mut process, directory) = boot(cmdline).await;
+    let ended = tokio::time::timeout(PATIENCE, process.wait()).await;
+    let console = console(&directory);
+    let Ok(status) = ended else {
+        panic!("the machine does not end:\n{console}");
+    };
+    (status.unwrap(), console)
+}
+
+async fn boot(cmdline: &str) -> (Child, TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
     disk::scratch(&path("scratch.disk"));
     let guest = required("BULKHEAD_GUEST_DIR");
-    let disk = |serial: &str, access: &str, file: &Path| json!({"serial": serial, "access": access, "segments": [{"file": {"path": file}}]});
+    let disk = |serial: &str, access: &str, file: &Path| {
+        let segments = [json!({"file": {"path": file}})];
+        json!({"serial": serial, "access": access, "segments": segments})
+    };
     let config = json!({
         "name": "agent-test",
         "vcpus": 1,
         "memory_mib": 256,
         "kernel": {"path": guest.join("vmlinux")},
         "initramfs": {"path": guest.join("initramfs")},
-        "cmdline": "console=hvc0",
+        "cmdline": cmdline,
         "disks": [
             disk("scratch", "read_write", &path("scratch.disk")),
             disk("image", "read_only", &disk::image().path),
@@ -66,21 +100,12 @@ pub async fn start() -> SharedGuest {
     let mut input = process.stdin.take().unwrap();
     input.write_all(config.to_string().as_bytes()).await.unwrap();
     drop(input);
+    (process, directory)
+}
 
-    let doorbell = listen(&path("vsock"), &mut process).await;
-    let rung = tokio::time::timeout(Duration::from_mins(2), receive_hello(&doorbell)).await;
-    let Ok(hello) = rung else {
-        let console = fs::read(path("console")).unwrap_or_default();
-        panic!(
-            "the agent does not ring the doorbell; the guest's console:\n{}",
-            String::from_utf8_lossy(&console)
-        );
-    };
-    Arc::new(Machine {
-        hello,
-        process: Mutex::new(process),
-        directory,
-    })
+fn console(directory: &TempDir) -> String {
+    let bytes = fs::read(directory.path().join("console")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn required(variable: &str) -> PathBuf {
@@ -167,8 +192,7 @@ impl Guest for Machine {
     }
 
     fn log(&self) -> String {
-        let console = fs::read(self.directory.path().join("console")).unwrap_or_default();
-        String::from_utf8_lossy(&console).into_owned()
+        console(&self.directory)
     }
 
     fn has_controllers(&self) -> bool {

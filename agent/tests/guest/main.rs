@@ -119,4 +119,19 @@ mod in_a_machine_only {
             Box::pin(crate::limits::memory_limits_kill_and_are_told(guest))
         });
     }
+
+    #[test]
+    #[ignore = "boots a virtual machine: runs in the node with KVM"]
+    fn an_agent_that_cannot_go_on_is_the_kernels_panic() {
+        // What follows the dashes are the agent's own arguments: an option without its value.
+        let (status, console) =
+            crate::guest::block_on(crate::machine::boot_to_its_end("console=hvc0 -- --listen-dir"));
+        assert!(!status.success(), "{status}");
+        for line in [
+            "bulkhead-agent: --listen-dir needs a directory",
+            "Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100",
+        ] {
+            assert!(console.contains(line), "{line:?} is not in\n{console}");
+        }
+    }
 }

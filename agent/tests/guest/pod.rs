@@ -17,6 +17,11 @@ pub async fn the_agent_says_who_it_is(guest: SharedGuest) {
         rung.ready_ns >= rung.agent_started_ns && rung.agent_started_ns > 0,
         "{rung:?}"
     );
+    println!(
+        "the agent's main function began at {} µs and the message was made {} µs later",
+        rung.agent_started_ns / 1000,
+        (rung.ready_ns - rung.agent_started_ns) / 1000
+    );
     let request = agent::HelloRequest { protocol_version: 1 };
     let asked = client(&guest).await.hello(request).await.unwrap().into_inner();
     assert_eq!(asked.agent_started_ns, rung.agent_started_ns);
