@@ -253,20 +253,20 @@ impl Config {
             ("vm.initramfs", &self.vm.initramfs),
         ] {
             if !value.is_absolute() {
-                return refuse(key, format!("{value:?}"), "it must be an absolute path");
+                return refuse(key, value.display().to_string(), "it must be an absolute path");
             }
         }
         if self.root == self.state {
             return refuse(
                 "state",
-                format!("{:?}", self.state),
+                self.state.display().to_string(),
                 "it must be another directory than `root`",
             );
         }
         if self.cri.socket.as_os_str().len() > 107 {
             return refuse(
                 "cri.socket",
-                format!("{:?}", self.cri.socket),
+                self.cri.socket.display().to_string(),
                 "the path of a unix socket has at most 107 bytes",
             );
         }
@@ -442,7 +442,7 @@ impl Default for VmDefaults {
             vmm: "/usr/lib/bulkhead/bulkhead-vmm".into(),
             kernel: "/usr/lib/bulkhead/vmlinux".into(),
             initramfs: "/usr/lib/bulkhead/initramfs".into(),
-            cmdline: "console=hvc0 quiet panic=-1 reboot=t".to_owned(),
+            cmdline: "console=hvc0 quiet panic=-1 reboot=t dummy.numdummies=0".to_owned(),
             vcpus: 1,
             memory_mib: 128,
             guest_base_mib: 64,

@@ -1,6 +1,9 @@
 //! Names and times that the daemon gives to things.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    fmt::Write as _,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -41,7 +44,12 @@ fn hex<const BYTES: usize>() -> String {
         // getrandom(2) fails only for bad arguments once the kernel's generator has been seeded, and waits before.
         filled += getrandom(rest, GetRandomFlags::empty()).unwrap_or(0);
     }
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * BYTES), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Container logs in the format of CRI, written on the host.
 //!
-//! Bytes flow one way: a stream of the guest ([`crate::container`]) → lines ([`format`]) → the file ([`writer`]), and
+//! Bytes flow one way: a stream of the guest ([`crate::container`]) → lines ([`mod@format`]) → the file ([`writer`]), and
 //! what has been written is acknowledged to the agent, which keeps the rest. So a slow disk slows the container and
 //! loses nothing, and a daemon that comes back knows from the file itself how much of each stream it holds
 //! ([`position`]).

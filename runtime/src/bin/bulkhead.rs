@@ -1,8 +1,9 @@
 //! The command for whoever runs a node: can it run pods, and which does it run?
 
 use std::{
-    io::{self, Write},
-    path::PathBuf,
+    fmt::Write as _,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -37,8 +38,8 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.command {
-        Command::Check => check(arguments.config),
-        Command::Pods => list(arguments.config),
+        Command::Check => check(arguments.config.as_deref()),
+        Command::Pods => list(arguments.config.as_deref()),
         Command::Config => print(DEFAULT_TEXT).map(|()| ExitCode::SUCCESS),
     };
     match done {
@@ -50,23 +51,24 @@ fn main() -> ExitCode {
     }
 }
 
-fn check(config: Option<PathBuf>) -> anyhow::Result<ExitCode> {
-    let checks = check::all(&Config::load(config.as_deref())?);
+fn check(config: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let checks = check::all(&Config::load(config)?);
     let mut text = String::new();
     for check in &checks {
-        text.push_str(&format!("{check}\n"));
+        let _ = writeln!(text, "{check}");
     }
     let bad = checks
         .iter()
         .filter(|check| matches!(check.outcome, Outcome::Bad { .. }))
         .count();
-    text.push_str(&match bad {
+    let verdict = match bad {
         0 => "This host can run pods.\n".to_owned(),
         count => format!(
             "This host cannot run pods: {count} of {} checks failed.\n",
             checks.len()
         ),
-    });
+    };
+    text.push_str(&verdict);
     print(&text)?;
     Ok(if bad == 0 {
         ExitCode::SUCCESS
@@ -75,8 +77,8 @@ fn check(config: Option<PathBuf>) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn list(config: Option<PathBuf>) -> anyhow::Result<ExitCode> {
-    let config = Config::load(config.as_deref())?;
+fn list(config: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let config = Config::load(config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

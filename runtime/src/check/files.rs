@@ -28,7 +28,7 @@ pub(super) fn vmm(path: &Path) -> Outcome {
 pub(super) fn kernel(path: &Path) -> Outcome {
     let remedy =
         format!("{HACK_BUILD}, or set `vm.kernel` to an uncompressed x86-64 kernel with a PVH entry");
-    match File::open(path).and_then(|file| kernel_problem(&file)) {
+    match File::open(path).map(|file| kernel_problem(&file)) {
         Ok(None) => Outcome::Good(format!("{} has a PVH entry", path.display())),
         Ok(Some(problem)) => Outcome::bad(format!("{} {problem}", path.display()), remedy),
         Err(error) => Outcome::bad(format!("{}: {error}", path.display()), remedy),
@@ -37,29 +37,29 @@ pub(super) fn kernel(path: &Path) -> Outcome {
 
 /// What keeps the file from being a kernel that a machine boots: an ELF file of 64 bits for x86-64 with the note
 /// XEN_ELFNOTE_PHYS32_ENTRY (ELF-64 object file format; xen/include/public/elfnote.h).
-fn kernel_problem(file: &File) -> io::Result<Option<&'static str>> {
+fn kernel_problem(file: &File) -> Option<&'static str> {
     let mut header = [0; 64];
     if file.read_exact_at(&mut header, 0).is_err() {
-        return Ok(Some("is too short for a kernel"));
+        return Some("is too short for a kernel");
     }
     if header.get(..4) != Some(b"\x7fELF".as_slice()) {
         let compressed = header.get(..2) == Some(b"MZ".as_slice());
-        return Ok(Some(if compressed {
+        return Some(if compressed {
             "is a compressed kernel (bzImage)"
         } else {
             "is no ELF file"
-        }));
+        });
     }
     // EI_CLASS 64-bit, EI_DATA little-endian, e_machine x86-64.
     if header.get(4..6) != Some([2, 1].as_slice()) || number(&header, 18, 2) != Some(62) {
-        return Ok(Some("is no ELF file for x86-64"));
+        return Some("is no ELF file for x86-64");
     }
     let (Some(start), Some(size), Some(count)) = (
         number(&header, 32, 8),
         number(&header, 54, 2),
         number(&header, 56, 2),
     ) else {
-        return Ok(Some("has no ELF header"));
+        return Some("has no ELF header");
     };
     for index in 0..count {
         let mut program = [0; 56];
@@ -67,7 +67,7 @@ fn kernel_problem(file: &File) -> io::Result<Option<&'static str>> {
             break;
         };
         if file.read_exact_at(&mut program, offset).is_err() {
-            return Ok(Some("is cut off"));
+            return Some("is cut off");
         }
         // PT_NOTE: p_offset at 8, p_filesz at 32.
         if number(&program, 0, 4) != Some(4) {
@@ -79,13 +79,13 @@ fn kernel_problem(file: &File) -> io::Result<Option<&'static str>> {
             .unwrap_or(0);
         let mut notes = vec![0; length.min(HEADERS_BYTES)];
         if file.read_exact_at(&mut notes, offset).is_err() {
-            return Ok(Some("is cut off"));
+            return Some("is cut off");
         }
         if has_pvh_note(&notes) {
-            return Ok(None);
+            return None;
         }
     }
-    Ok(Some("has no PVH entry (CONFIG_PVH)"))
+    Some("has no PVH entry (CONFIG_PVH)")
 }
 
 fn has_pvh_note(mut notes: &[u8]) -> bool {
@@ -189,7 +189,7 @@ mod tests {
     fn kernel_file(bytes: &[u8]) -> Option<&'static str> {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(bytes, 0).unwrap();
-        kernel_problem(&file).unwrap()
+        kernel_problem(&file)
     }
 
     /// An ELF file with one segment of notes.
@@ -248,12 +248,12 @@ mod tests {
             0,
             1,
             0,
-            content.len() as u32,
+            u32::try_from(content.len()).unwrap(),
             0,
             0,
             0,
             0,
-            name.len() as u32 + 1,
+            u32::try_from(name.len()).unwrap() + 1,
             0,
         ]
         .into_iter()

@@ -37,8 +37,9 @@ pub fn page(defaults: &str) -> String {
 }
 
 fn entry(page: &mut String, comment: &[&str], keys: &[&str]) {
-    let (text, example): (Vec<&str>, Vec<&str>) =
-        comment.iter().partition(|line| !line.starts_with('[') && !line.contains(" = "));
+    let (text, example): (Vec<&str>, Vec<&str>) = comment
+        .iter()
+        .partition(|line| !line.starts_with('[') && !line.contains(" = "));
     if keys.is_empty() && text.is_empty() {
         return;
     }
@@ -71,7 +72,10 @@ mod tests {
             std::fs::write(path, &made).unwrap();
         }
         let kept = std::fs::read_to_string(path).unwrap();
-        assert!(kept == made, "docs/configuration.md is out of date; run this test with BULKHEAD_WRITE_DOCS=1");
+        assert!(
+            kept == made,
+            "docs/configuration.md is out of date; run this test with BULKHEAD_WRITE_DOCS=1"
+        );
     }
 
     #[test]

@@ -154,7 +154,7 @@ fn the_user_is_the_requests_or_the_images() {
     );
 
     let user = user_of(&with_security(|s| {
-        s.run_as_user = Some(Int64Value { value: 1001 })
+        s.run_as_user = Some(Int64Value { value: 1001 });
     }));
     assert_eq!(
         (user.uid, user.username.as_str(), user.groupname.as_str()),

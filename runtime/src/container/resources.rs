@@ -188,7 +188,7 @@ mod tests {
                     asked.hugepage_limits = vec![HugepageLimit {
                         page_size: "2MB".into(),
                         limit: 1,
-                    }]
+                    }];
                 }),
                 "hugepage_limits",
             ),

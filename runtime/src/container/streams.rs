@@ -147,7 +147,7 @@ pub(super) async fn pump(
                 break;
             }
             Err(error) => {
-                tracing::warn!(container, stream = kind.name(), %error, "a stream broke; opening it again")
+                tracing::warn!(container, stream = kind.name(), %error, "a stream broke; opening it again");
             }
         }
         reopenings += 1;

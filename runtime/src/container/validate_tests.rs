@@ -46,6 +46,7 @@ fn with_mount(change: impl FnOnce(&mut Mount)) -> ContainerConfig {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as the fields have it")]
 fn profile(kind: ProfileType, name: &str) -> Option<SecurityProfile> {
     Some(SecurityProfile {
         profile_type: kind.into(),
@@ -61,15 +62,15 @@ fn check(config: &ContainerConfig) -> Result<(), Refusal> {
 fn a_plain_container_is_taken() {
     check(&config()).unwrap();
     check(&with_security(|s| {
-        s.seccomp = profile(ProfileType::Unconfined, "")
+        s.seccomp = profile(ProfileType::Unconfined, "");
     }))
     .unwrap();
     check(&with_security(|s| {
-        s.apparmor = profile(ProfileType::Unconfined, "")
+        s.apparmor = profile(ProfileType::Unconfined, "");
     }))
     .unwrap();
     check(&with_security(|s| {
-        s.selinux_options = Some(SeLinuxOption::default())
+        s.selinux_options = Some(SeLinuxOption::default());
     }))
     .unwrap();
 }
@@ -163,7 +164,7 @@ fn what_a_virtual_machine_cannot_do_is_refused() {
             s.selinux_options = Some(SeLinuxOption {
                 level: "s0:c1".into(),
                 ..Default::default()
-            })
+            });
         }),
         with_security(|s| {
             s.namespace_options = Some(NamespaceOption {

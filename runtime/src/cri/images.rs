@@ -1,8 +1,13 @@
 //! ImageService.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
-use bulkhead_proto::cri::{image_service_server::ImageService, *};
+use bulkhead_proto::cri::{
+    FilesystemIdentifier, FilesystemUsage, ImageFsInfoRequest, ImageFsInfoResponse, ImageSpec,
+    ImageStatusRequest, ImageStatusResponse, ListImagesRequest, ListImagesResponse, PullImageRequest,
+    PullImageResponse, RemoveImageRequest, RemoveImageResponse, StreamImagesRequest, StreamImagesResponse,
+    UInt64Value, image_service_server::ImageService,
+};
 use futures_util::stream::Empty;
 use tonic::{Request, Response, Status};
 
@@ -66,7 +71,7 @@ impl ImageService for ImageHandlers {
                     .await
                     .unwrap_or_default()
             } else {
-                Default::default()
+                HashMap::new()
             };
             Ok(ImageStatusResponse {
                 image: Some(answers::image(&image)),

@@ -1,7 +1,8 @@
 //! RuntimeService.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Instant};
+use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, time::Instant};
 
+#[allow(clippy::wildcard_imports, reason = "requests and answers of all 37 calls")]
 use bulkhead_proto::cri::{runtime_service_server::RuntimeService, *};
 use futures_util::stream::Empty;
 use tokio_util::sync::CancellationToken;
@@ -92,7 +93,7 @@ impl RuntimeService for RuntimeHandlers {
             info: if request.get_ref().verbose {
                 info::runtime(&self.daemon)
             } else {
-                Default::default()
+                HashMap::new()
             },
             runtime_handlers: handlers
                 .map(|name| RuntimeHandler {
@@ -191,7 +192,7 @@ impl RuntimeService for RuntimeHandlers {
                 info: if request.verbose {
                     info::pod(&pod)
                 } else {
-                    Default::default()
+                    HashMap::new()
                 },
                 containers_statuses: Vec::new(),
                 timestamp: 0,
@@ -330,7 +331,7 @@ impl RuntimeService for RuntimeHandlers {
                 info: if request.verbose {
                     info::container(&self.daemon, &container)
                 } else {
-                    Default::default()
+                    HashMap::new()
                 },
             })
         })
@@ -536,11 +537,12 @@ pub(super) async fn answer<T>(
 }
 
 /// Runs an operation to its end, whatever becomes of the client: none is left half done.
-async fn detached<T: Send + 'static, E: Send + 'static>(
+fn detached<T: Send + 'static, E: Send + 'static>(
     interrupted: E,
     work: impl Future<Output = Result<T, E>> + Send + 'static,
-) -> Result<T, E> {
-    tokio::spawn(work).await.unwrap_or(Err(interrupted))
+) -> impl Future<Output = Result<T, E>> + Send {
+    let running = tokio::spawn(work);
+    async { running.await.unwrap_or(Err(interrupted)) }
 }
 
 fn find<T>(

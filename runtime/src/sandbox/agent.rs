@@ -113,10 +113,8 @@ impl Agent {
         let request = HelloRequest {
             protocol_version: PROTOCOL_VERSION,
         };
-        let answer = self.call("Hello", async |mut client, timeout| {
-            client.hello(with_timeout(request, timeout)).await
-        });
-        check_hello(answer.await?)
+        let answer = self.call("Hello", async |mut client| client.hello(request).await);
+        check_hello(&answer.await?)
     }
 }
 
@@ -131,9 +129,7 @@ macro_rules! calls {
                 ///
                 /// [`AgentError`].
                 pub async fn $method(&self, request: agent::$request) -> Result<agent::$response, AgentError> {
-                    self.call(stringify!($method), async |mut client, timeout| {
-                        client.$method(with_timeout(request, timeout)).await
-                    })
+                    self.call(stringify!($method), async |mut client| client.$method(request).await)
                     .await
                 }
             )*
@@ -184,16 +180,11 @@ impl Agent {
     async fn call<T>(
         &self,
         name: &'static str,
-        send: impl AsyncFnOnce(AgentClient<Channel>, Duration) -> Result<tonic::Response<T>, tonic::Status>,
+        send: impl AsyncFnOnce(AgentClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> Result<T, AgentError> {
-        // Behind the timeout that the agent is told, so that it can say itself what takes so long.
-        let bound = self.timeout + Duration::from_secs(1);
-        match tokio::time::timeout(bound, send(self.client.clone(), self.timeout)).await {
+        // The agent is not told of the bound: a call that it has begun it shall finish.
+        match tokio::time::timeout(self.timeout, send(self.client.clone())).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) if status.code() == Code::DeadlineExceeded => Err(AgentError::Silent {
-                call: name,
-                after: self.timeout,
-            }),
             Ok(Err(status)) => Err(from_status(name, &status)),
             Err(_) => Err(AgentError::Silent {
                 call: name,
@@ -208,7 +199,7 @@ impl Agent {
 /// # Errors
 ///
 /// [`AgentError::Refused`] for another version of the protocol.
-pub(super) fn check_hello(hello: HelloResponse) -> Result<HelloResponse, AgentError> {
+pub(super) fn check_hello(hello: &HelloResponse) -> Result<HelloResponse, AgentError> {
     if hello.protocol_version != PROTOCOL_VERSION {
         return Err(AgentError::Refused {
             code: Code::FailedPrecondition,
@@ -222,14 +213,8 @@ pub(super) fn check_hello(hello: HelloResponse) -> Result<HelloResponse, AgentEr
     Ok(HelloResponse {
         agent_version: clean(&hello.agent_version, 64),
         kernel_release: clean(&hello.kernel_release, 64),
-        ..hello
+        ..*hello
     })
-}
-
-fn with_timeout<T>(message: T, timeout: Duration) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(timeout);
-    request
 }
 
 fn from_status(call: &'static str, status: &tonic::Status) -> AgentError {
@@ -261,7 +246,7 @@ mod tests {
             protocol_version: PROTOCOL_VERSION + 1,
             ..HelloResponse::default()
         };
-        let message = check_hello(hello).unwrap_err().to_string();
+        let message = check_hello(&hello).unwrap_err().to_string();
         assert!(message.contains("vm.initramfs"), "{message}");
     }
 

@@ -37,7 +37,7 @@ pub(super) async fn wait(socket: &std::path::Path) -> Result<HelloResponse, Door
     let mut received = Vec::new();
     loop {
         if let Some((hello, _)) = wire::decode::<HelloResponse>(&received)? {
-            return Ok(check_hello(hello)?);
+            return Ok(check_hello(&hello)?);
         }
         if stream.read_buf(&mut received).await.map_err(VsockError::Socket)? == 0 {
             return Err(DoorbellError::Broken);

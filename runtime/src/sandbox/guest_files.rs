@@ -1,5 +1,7 @@
 //! The texts of `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` in a pod's containers.
 
+use std::fmt::Write as _;
+
 use bulkhead_proto::cri::DnsConfig;
 
 /// `/etc/resolv.conf` as the pod's DNS configuration has it; `None` for a pod without one, which gets the host's.
@@ -7,13 +9,13 @@ pub(super) fn resolv_conf(dns: Option<&DnsConfig>) -> Option<String> {
     let dns = dns?;
     let mut text = String::new();
     if !dns.searches.is_empty() {
-        text.push_str(&format!("search {}\n", dns.searches.join(" ")));
+        let _ = writeln!(text, "search {}", dns.searches.join(" "));
     }
     for server in &dns.servers {
-        text.push_str(&format!("nameserver {server}\n"));
+        let _ = writeln!(text, "nameserver {server}");
     }
     if !dns.options.is_empty() {
-        text.push_str(&format!("options {}\n", dns.options.join(" ")));
+        let _ = writeln!(text, "options {}", dns.options.join(" "));
     }
     Some(text)
 }

@@ -155,7 +155,7 @@ impl Machine {
     ) -> Result<(Self, MachineState), MachineError> {
         let process = Process::hold(identity).map_err(MachineError::Process)?;
         let machine = Self::held(process, None, paths, timeout);
-        let state = machine.control(|client| client.state()).await?;
+        let state = machine.control(Client::state).await?;
         if state.name != name {
             return Err(MachineError::Another(state.name));
         }
@@ -258,7 +258,7 @@ impl Machine {
     ///
     /// [`ControlError`].
     pub async fn state(&self) -> Result<MachineState, ControlError> {
-        self.control(|client| client.state()).await
+        self.control(Client::state).await
     }
 
     /// Kills it and waits until its process is gone.

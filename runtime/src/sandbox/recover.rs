@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use bulkhead_proto::agent::{ContainerState, ListContainersRequest};
 use futures_util::future::join_all;
 
 use super::{
@@ -183,7 +184,7 @@ fn list(daemon: &Arc<Daemon>, pod: &Arc<Pod>, containers: Vec<ContainerRecord>) 
 struct Found {
     machine: Arc<Machine>,
     disks: Vec<String>,
-    containers: Vec<bulkhead_proto::agent::ContainerState>,
+    containers: Vec<ContainerState>,
 }
 
 async fn find(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<Found, MachineError> {
@@ -199,7 +200,7 @@ async fn find(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<Found, MachineErro
         machine.agent().hello().await?;
         let containers = machine
             .agent()
-            .list_containers(Default::default())
+            .list_containers(ListContainersRequest::default())
             .await?
             .containers;
         Ok(Found {

@@ -76,7 +76,13 @@ mod tests {
     #[tokio::test]
     async fn what_is_kept_is_not_undone() {
         let mut rollback = Rollback::default();
-        rollback.add("record", async { Err::<(), _>(panic!("it was undone") as &str) });
+        let undone = Arc::new(Mutex::new(false));
+        let flag = Arc::clone(&undone);
+        rollback.add("record", async move {
+            *flag.lock().unwrap() = true;
+            Ok::<(), &str>(())
+        });
         rollback.keep();
+        assert!(!*undone.lock().unwrap());
     }
 }

@@ -37,7 +37,7 @@ impl HostSize {
     pub fn here() -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let info = rustix::system::sysinfo();
-        let memory = u64::from(info.totalram).saturating_mul(info.mem_unit.into()) / MIB;
+        let memory = info.totalram.saturating_mul(info.mem_unit.into()) / MIB;
         Self {
             cpus: u8::try_from(cpus).unwrap_or(u8::MAX),
             memory_mib: u32::try_from(memory).unwrap_or(u32::MAX),

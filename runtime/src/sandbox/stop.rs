@@ -90,7 +90,7 @@ async fn stop_in_turn(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), PodErr
     pod.change(|state| {
         was_ready = state.phase == PodPhase::Ready;
         state.phase = PodPhase::NotReady;
-        machine = state.machine.clone();
+        machine.clone_from(&state.machine);
     });
     if let Some(machine) = machine {
         if was_ready {

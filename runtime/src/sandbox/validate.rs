@@ -138,25 +138,25 @@ fn security_context(security: &LinuxSandboxSecurityContext) -> Result<(), Refusa
         ));
     }
     // Seccomp's RuntimeDefault concerns the process of a sandbox, and a machine has none: nothing runs unconfined.
-    if let Some(seccomp) = &security.seccomp {
-        if seccomp.profile_type() == ProfileType::Localhost {
-            return Err(Refusal::not_yet(
-                format!("{FIELD}.seccomp"),
-                format!("profile {:?} cannot be applied", seccomp.localhost_ref),
-            ));
-        }
+    if let Some(seccomp) = &security.seccomp
+        && seccomp.profile_type() == ProfileType::Localhost
+    {
+        return Err(Refusal::not_yet(
+            format!("{FIELD}.seccomp"),
+            format!("profile {:?} cannot be applied", seccomp.localhost_ref),
+        ));
     }
-    if let Some(apparmor) = &security.apparmor {
-        if apparmor.profile_type() == ProfileType::Localhost {
-            return Err(Refusal::impossible(
-                format!("{FIELD}.apparmor"),
-                format!(
-                    "profile {:?} is loaded in the host's kernel, not in the pod's; leave it out, the pod has a kernel of \
-                     its own",
-                    apparmor.localhost_ref
-                ),
-            ));
-        }
+    if let Some(apparmor) = &security.apparmor
+        && apparmor.profile_type() == ProfileType::Localhost
+    {
+        return Err(Refusal::impossible(
+            format!("{FIELD}.apparmor"),
+            format!(
+                "profile {:?} is loaded in the host's kernel, not in the pod's; leave it out, the pod has a kernel of \
+                 its own",
+                apparmor.localhost_ref
+            ),
+        ));
     }
     selinux(security.selinux_options.as_ref(), FIELD)
 }

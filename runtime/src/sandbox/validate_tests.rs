@@ -106,7 +106,7 @@ fn what_a_machine_cannot_share_with_its_host_is_refused() {
                 s.selinux_options = Some(SeLinuxOption {
                     level: "s0".into(),
                     ..Default::default()
-                })
+                });
             }),
             "selinux_options",
         ),

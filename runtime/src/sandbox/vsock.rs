@@ -201,7 +201,7 @@ mod tests {
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
             ancillary.push(SendAncillaryMessage::ScmRights(&rights));
             sendmsg(&stream, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::empty()).unwrap();
-            std::io::Write::write_all(&mut &ours, b"ding").unwrap();
+            io::Write::write_all(&mut &ours, b"ding").unwrap();
         });
         let mut listener = Listener::bind(&path, 1).await.unwrap();
         let mut stream = listener.accept().await.unwrap();
