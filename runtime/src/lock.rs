@@ -4,12 +4,17 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
 };
+
+/// How long a lock may be held by a process that is about to let it go.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// Why a directory could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +65,7 @@ impl DirectoryLock {
             .truncate(false)
             .open(directory.join("bulkheadd.lock"))
             .map_err(unusable)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match lock(&file) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
                 let mut pid = String::new();
@@ -85,6 +90,18 @@ impl DirectoryLock {
             .and_then(|()| writeln!(file, "{}", std::process::id()));
         told.map_err(unusable)?;
         Ok(Self { _file: file })
+    }
+}
+
+/// Locks the file; gives up when somebody else has it for longer than a moment. A process that a killed daemon was just
+/// starting has its open files until it has become another program.
+fn lock(file: &File) -> Result<(), Errno> {
+    let deadline = Instant::now() + MOMENT;
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(MOMENT / 20),
+            other => return other,
+        }
     }
 }
 
