@@ -1,6 +1,8 @@
 //! `bulkhead-vmm`: one virtual machine, described on standard input.
 
 use std::{
+    env,
+    ffi::OsStr,
     fs::File,
     io::{self, Read, Write},
     process::ExitCode,
@@ -12,34 +14,44 @@ use bulkhead_vmm::{
     kvm::Host,
     machine::{self, EndSignals, ProcessStart, Sources},
 };
-use clap::{Parser, Subcommand};
 use rustix::{fs::Mode, process::umask, thread::set_no_new_privs};
 
-/// Runs one virtual machine, which a JSON document on standard input describes.
-///
-/// The exit status is 0 when the guest powered off or its owner ended it, 1 when the machine could not be run, 10 after a
-/// reset, 11 after a panic of the guest's kernel, 12 after a triple fault.
-#[derive(Parser)]
-#[command(version)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Option<Command>,
-}
+/// Two words are not worth a parser, whose set-up every machine would pay for before it starts.
+const USAGE: &str = "\
+Runs one virtual machine, which a JSON document on standard input describes.
 
-#[derive(Subcommand)]
-enum Command {
-    /// Says whether this host has the KVM that a machine needs.
-    Check,
-}
+Usage: bulkhead-vmm [check | --help | --version]
+
+  check  says whether this host has the KVM that a machine needs
+
+The exit status is 0 when the guest powered off or its owner ended it, 1 when the machine could not be run, 2 for wrong
+arguments, 10 after a reset, 11 after a panic of the guest's kernel, 12 after a triple fault.";
+
+/// Exit status for arguments that are none.
+const WRONG_ARGUMENTS: u8 = 2;
 
 /// Longest configuration in bytes.
 const CONFIG_MAX: u64 = 1 << 20;
 
 fn main() -> ExitCode {
     let started = ProcessStart::now();
-    match Arguments::parse().command {
-        Some(Command::Check) => check(),
-        None => run(started),
+    let mut arguments = env::args_os().skip(1);
+    let first = arguments.next();
+    match (first.as_deref().map(OsStr::to_str), arguments.next()) {
+        (None, None) => run(started),
+        (Some(Some("check")), None) => check(),
+        (Some(Some("--help" | "-h")), None) => {
+            println!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        (Some(Some("--version" | "-V")), None) => {
+            println!("bulkhead-vmm {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            ExitCode::from(WRONG_ARGUMENTS)
+        }
     }
 }
 
