@@ -4,7 +4,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::{
-        fd::{OwnedFd, RawFd},
+        fd::{AsRawFd, OwnedFd, RawFd},
         unix::{fs::OpenOptionsExt, net::UnixListener},
     },
     path::Path,
@@ -165,10 +165,12 @@ impl Sources {
     }
 
     fn named(&mut self, source: &FileSource, what: &'static str) -> Result<NamedFile, MachineError> {
-        Ok(NamedFile {
-            file: self.readable(source, DiskAccess::ReadOnly, what)?,
-            name: source.to_string(),
-        })
+        let file = self.readable(source, DiskAccess::ReadOnly, what)?;
+        let name = match source {
+            FileSource::Path(_) => source.to_string(),
+            FileSource::Fd(_) => path_of(&file).unwrap_or_else(|| source.to_string()),
+        };
+        Ok(NamedFile { file, name })
     }
 
     fn readable(
@@ -253,6 +255,12 @@ pub(super) fn open_disk(
 fn whole(file: &File) -> io::Result<u64> {
     let bytes = seek(file, SeekFrom::End(0))?;
     Ok(bytes / 512 * 512)
+}
+
+/// The path under which an inherited file was opened, for messages: a number would tell the operator nothing.
+fn path_of(file: &File) -> Option<String> {
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+    Some(path.display().to_string())
 }
 
 fn listen_for_packets(path: &Path) -> io::Result<OwnedFd> {

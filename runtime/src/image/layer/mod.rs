@@ -2,7 +2,7 @@
 //!
 //! Two threads share the work through a short queue of buffers. The first takes compressed pieces, hashes them and
 //! decompresses ([`compression`]). The second hashes the result, reads the tar archive in it and writes the blob
-//! ([`convert`], [`namespace`]). Memory is bounded by the queue and by what names may take; the files' content is never
+//! ([`mod@convert`], [`namespace`]). Memory is bounded by the queue and by what names may take; the files' content is never
 //! held, and nothing is ever looked up on the host's file system.
 
 mod compression;
