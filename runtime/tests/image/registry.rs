@@ -189,14 +189,12 @@ async fn write_answer(stream: &mut TcpStream, answer: Answer) -> std::io::Result
     let promise_more = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1000000000000\r\n\r\n";
     match answer {
         Answer::Whole(status, headers, body) => {
-            let mut head = format!(
-                "HTTP/1.1 {status} Status\r\nConnection: close\r\nContent-Length: {}\r\n",
-                body.len()
-            );
-            for (key, value) in headers {
-                head += &format!("{key}: {value}\r\n");
-            }
-            stream.write_all(format!("{head}\r\n").as_bytes()).await?;
+            let status_line = format!("HTTP/1.1 {status} Status\r\n");
+            let mut head = vec![status_line, "Connection: close\r\n".to_owned()];
+            head.push(format!("Content-Length: {}\r\n", body.len()));
+            head.extend(headers.iter().map(|(key, value)| format!("{key}: {value}\r\n")));
+            head.push("\r\n".to_owned());
+            stream.write_all(head.concat().as_bytes()).await?;
             stream.write_all(&body).await?;
         }
         Answer::Stalled(body) => {
