@@ -17,9 +17,9 @@ struct PoolInfo {
     buffer: [u8; MOST_BYTES],
 }
 
-/// _IOW('R', 0x03, int[2])
+/// `_IOW('R', 0x03, int[2])`
 const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
-/// _IO('R', 0x07)
+/// `_IO('R', 0x07)`
 const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
 
 /// Mixes `entropy` into the generator, counts all of its bits, and reseeds at once, so that what two clones of one

@@ -132,7 +132,11 @@ pub fn all_capabilities() -> agent::Capabilities {
 
 impl Host {
     pub async fn new(guest: SharedGuest) -> Self {
-        Self::with(guest, pod()).await
+        if guest.is_to_be_configured() {
+            return Self::with(guest, pod()).await;
+        }
+        let client = guest::client(&guest).await;
+        Self { guest, client }
     }
 
     pub async fn with(guest: SharedGuest, pod: agent::ConfigureSandboxRequest) -> Self {
@@ -320,6 +324,16 @@ impl Host {
             stderr: text(stderr.await.unwrap().unwrap()),
             status,
         }
+    }
+}
+
+/// Removes every container of a guest.
+pub async fn remove_all(guest: &SharedGuest) {
+    let host = Host::new(guest.clone()).await;
+    let mut client = host.client.clone();
+    let list = client.list_containers(agent::ListContainersRequest {});
+    for container in list.await.unwrap().into_inner().containers {
+        host.remove(&container.container_id).await.unwrap();
     }
 }
 

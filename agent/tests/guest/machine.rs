@@ -9,7 +9,10 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     process::Stdio,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -35,6 +38,7 @@ const PATIENCE: Duration = Duration::from_mins(2);
 #[derive(Debug)]
 pub struct Machine {
     hello: HelloResponse,
+    configured: AtomicBool,
     process: Mutex<Child>,
     directory: TempDir,
 }
@@ -52,6 +56,7 @@ pub async fn start() -> SharedGuest {
     };
     Arc::new(Machine {
         hello,
+        configured: AtomicBool::new(false),
         process: Mutex::new(process),
         directory,
     })
@@ -195,7 +200,11 @@ impl Guest for Machine {
         console(&self.directory)
     }
 
-    fn has_controllers(&self) -> bool {
+    fn is_machine(&self) -> bool {
         true
+    }
+
+    fn is_to_be_configured(&self) -> bool {
+        !self.configured.swap(true, Ordering::Relaxed)
     }
 }

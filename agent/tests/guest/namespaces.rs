@@ -8,7 +8,10 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     process::Stdio,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bulkhead_proto::agent::{DOORBELL_PORT, HelloResponse, wire};
@@ -57,6 +60,7 @@ exec "$AGENT" --listen-dir "$DIR"
 #[derive(Debug)]
 pub struct Namespaces {
     hello: HelloResponse,
+    configured: AtomicBool,
     process: Mutex<Child>,
     surroundings: Surroundings,
 }
@@ -135,6 +139,7 @@ pub async fn start_with(more: &str) -> SharedGuest {
         .expect("the agent rings the doorbell");
     Arc::new(Namespaces {
         hello,
+        configured: AtomicBool::new(false),
         process: Mutex::new(process),
         surroundings,
     })
@@ -161,8 +166,12 @@ impl Guest for Namespaces {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    fn has_controllers(&self) -> bool {
+    fn is_machine(&self) -> bool {
         false
+    }
+
+    fn is_to_be_configured(&self) -> bool {
+        !self.configured.swap(true, Ordering::Relaxed)
     }
 }
 

@@ -23,10 +23,14 @@ fn one_stream(script: &str) -> agent::ProcessSpec {
 }
 
 pub async fn a_slow_reader_loses_nothing_and_the_agent_does_not_grow(guest: SharedGuest) {
-    const TOTAL: usize = 100_000_000;
+    let total: usize = if guest.is_machine() {
+        20_000_000
+    } else {
+        100_000_000
+    };
     let host = Host::new(guest).await;
-    let script = "i=0; yes 0123456789abcde | head -c 100000000";
-    host.create(container("c1", one_stream(script))).await.unwrap();
+    let script = format!("yes 0123456789abcde | head -c {total}");
+    host.create(container("c1", one_stream(&script))).await.unwrap();
     let mut stdout = host.stream("c1", "", StreamKind::Stdout, 0).await.unwrap();
     host.start("c1").await.unwrap();
     let memory = async || {
@@ -59,10 +63,10 @@ pub async fn a_slow_reader_loses_nothing_and_the_agent_does_not_grow(guest: Shar
         position += length;
         stdout.write_all(&(position as u64).to_le_bytes()).await.unwrap();
     }
-    assert_eq!(position, TOTAL);
+    assert_eq!(position, total);
     assert_eq!(host.wait("c1", "").await.unwrap().how, Some(How::Exited(0)));
     let after = memory().await;
-    println!("the agent took {before} KiB with a full window, and {after} KiB after {TOTAL} bytes");
+    println!("the agent took {before} KiB with a full window, and {after} KiB after {total} bytes");
     assert!(
         after < before + 1024,
         "the agent grew from {before} KiB to {after} KiB"
