@@ -30,7 +30,10 @@ impl ContainerSpec {
     pub fn of(image: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let image = if image.contains('/') || image.starts_with("sha256:") {
+        // A registry's name has a port or a dot, an id a colon.
+        let first = image.split('/').next().unwrap_or_default();
+        let is_complete = image.starts_with("sha256:") || image.contains('/') && first.contains(['.', ':']);
+        let image = if is_complete {
             image.to_owned()
         } else {
             Environment::get().image(image)

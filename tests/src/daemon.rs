@@ -298,7 +298,7 @@ impl Daemon {
     /// Prints what is known of a pod whose test has failed: its status, the end of its guest's kernel log, and the end of
     /// a private daemon's log.
     pub(crate) fn tell_about(&self, pod: &str) {
-        eprintln!("{}", self.crictl.run(["inspectp", pod]));
+        eprintln!("{}", self.crictl.run(["inspectp", "-q", pod]));
         for directory in [&self.root, &self.state] {
             tell_consoles(directory, pod);
         }

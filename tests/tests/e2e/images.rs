@@ -89,6 +89,17 @@ fn an_image_of_many_layers_is_file_by_file_what_umoci_unpacks() {
             }
         }
     }
+    // Overlayfs leaves a file its count of names, those included that a higher layer hides.
+    for entry in found.entries.values_mut() {
+        let names = entry.names.len().to_string();
+        if entry
+            .links
+            .parse::<usize>()
+            .is_ok_and(|links| links > entry.names.len())
+        {
+            entry.links = names;
+        }
+    }
     for (what, kind) in [
         ("device", "c"),
         ("device", "b"),
@@ -250,7 +261,7 @@ fn a_tag_that_moves_takes_its_name_along() {
 fn a_layer_is_downloaded_once_and_kept_once() {
     let daemon = Daemon::private(DaemonOptions::new());
     let registry = Registry::start();
-    let noise: Vec<u8> = (0..3_000_000u32)
+    let noise: Vec<u8> = (0..500_000u32)
         .flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes())
         .collect();
     let shared = Layer::gzip(&Archive::new().file("noise", 0o644, &noise).finish());
@@ -282,14 +293,14 @@ fn a_layer_is_downloaded_once_and_kept_once() {
 
     let used = used_bytes(&daemon);
     assert!(
-        (12_000_000..20_000_000).contains(&used),
-        "three images with one layer of 12 MB use {used} bytes"
+        (2_000_000..4_000_000).contains(&used),
+        "three images with one layer of 2 MB use {used} bytes"
     );
     for image in daemon.images() {
         daemon.try_remove_image(&image.id).expect("it is removed");
     }
     let used = used_bytes(&daemon);
-    assert!(used < 2_000_000, "{used} bytes are used when all is removed");
+    assert!(used < 500_000, "{used} bytes are used when all is removed");
 }
 
 fn used_bytes(daemon: &Daemon) -> u64 {

@@ -55,7 +55,7 @@ fn crictl_runs_a_container_from_pull_to_removal() {
     assert_eq!(program.file_name().expect("a program"), "bulkhead-vmm");
 
     let container = pod.create(ContainerSpec::sh(
-        "echo hello from the guest; exec top -b -d 3600",
+        "echo hello from the guest; exec top -b -d 3600 > /dev/null",
     ));
     let ps = |arguments: &[&str]| {
         let words = ["ps", "--pod", pod.id(), "-o", "json"]
@@ -382,13 +382,10 @@ fn the_daemon_says_what_it_is_and_what_is_missing() {
         "verbose Status shows the configuration: {info:#}"
     );
 
-    let runtime_config = crictl.json(["runtime-config"]);
-    let driver = runtime_config
-        .pointer("/linux/cgroupDriver")
-        .and_then(Value::as_str);
+    let driver = crictl.ok(["runtime-config"]);
     assert!(
-        matches!(driver, Some("CGROUPFS" | "SYSTEMD")),
-        "{runtime_config:#}"
+        driver.contains("CGROUPFS") || driver.contains("SYSTEMD"),
+        "{driver}"
     );
 }
 

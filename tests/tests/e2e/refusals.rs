@@ -574,7 +574,7 @@ fn what_a_container_cannot_have_is_refused_by_field() {
         (idle().with("/stop_signal", 9999), ["stop_signal", "9999"]),
         (
             idle().with("/envs", json!([{ "key": "", "value": "x" }])),
-            ["envs", "key"],
+            ["envs", "variable"],
         ),
         (
             idle().with("/envs", json!([{ "key": "A=B", "value": "x" }])),
