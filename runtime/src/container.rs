@@ -22,7 +22,7 @@ use std::{
 };
 
 use bulkhead_proto::{
-    agent::ResolvedUser,
+    agent::{ResolvedUser, limits},
     cri::{ContainerConfig, LinuxContainerResources},
 };
 use tokio::{sync::watch, time::Instant};
@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     logs::writer::LogReopener,
-    store::{ContainerPhase, ContainerRecord, ImageRecord, StoreError, UserRecord},
+    store::{ContainerPhase, ContainerRecord, ImageRecord, Store, UserRecord},
     turn::Turns,
 };
 
@@ -182,11 +182,19 @@ impl Container {
         })
     }
 
-    /// Writes a state down, then shows it.
-    async fn enter(&self, store: &crate::store::Store, state: ContainerState) -> Result<(), StoreError> {
-        store.put_container(self.record(&state)).await?;
-        self.state.send_replace(state);
-        Ok(())
+    /// Writes down that it runs, then shows it, unless its pod has ended meanwhile and it with it.
+    async fn show_running(&self, store: &Store, state: ContainerState) {
+        if let Err(error) = store.put_container(self.record(&state)).await {
+            // It runs. A daemon that comes back asks the agent, so only this one's memory must know.
+            tracing::error!(container = %self.id, %error, "the container's state is not on the disk");
+        }
+        self.state.send_if_modified(|current| {
+            let first = current.phase == ContainerPhase::Created;
+            if first {
+                *current = state;
+            }
+            first
+        });
     }
 
     /// Waits until it is exited.
@@ -227,8 +235,9 @@ fn container_name(config: &ContainerConfig, pod: &str) -> String {
     format!("{}_{pod}_{}", metadata.name, metadata.attempt)
 }
 
-/// What is remembered of a user that the agent found; its list is bounded by the protocol's message.
-fn user_record(user: ResolvedUser) -> UserRecord {
+/// What is remembered of a user that the agent found. More groups than the protocol allows are not believed.
+fn user_record(mut user: ResolvedUser) -> UserRecord {
+    user.groups.truncate(limits::LIST_ENTRIES);
     UserRecord {
         uid: user.uid,
         gid: user.gid,

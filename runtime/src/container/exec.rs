@@ -52,7 +52,7 @@ pub async fn exec_sync(
     let seconds = u64::try_from(timeout_s)
         .map_err(|_| Refusal::invalid("timeout", format!("{timeout_s} seconds are less than none")))?;
     if container.phase() != ContainerPhase::Running {
-        return Err(container.wrong_state("executed in", "; start it first"));
+        return Err(container.wrong_state("executed in", "; only a running container can"));
     }
     let machine = daemon.pods.find(&container.pod_id)?.machine()?;
     let limit = Duration::from_secs(seconds.min(LONGEST_S));

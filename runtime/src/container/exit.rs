@@ -116,6 +116,9 @@ pub(crate) async fn lose(daemon: &Arc<Daemon>, container: &Arc<Container>, end: 
 
 /// Writes a last state down and shows it, unless the container has exited in between.
 pub(super) async fn show(daemon: &Arc<Daemon>, container: &Arc<Container>, state: ContainerState) {
+    if container.phase() == ContainerPhase::Exited {
+        return;
+    }
     if let Err(error) = daemon.store.put_container(container.record(&state)).await {
         tracing::error!(container = %container.id, %error, "the container's exit is not on the disk");
     }

@@ -37,6 +37,20 @@ pub(super) fn resources(asked: Option<&LinuxContainerResources>) -> Result<agent
             format!("{} pages of {} bytes cannot be had", pages.page_size, pages.limit),
         ));
     }
+    for (field, value, least) in [
+        ("cpu_period", asked.cpu_period, 0),
+        ("cpu_quota", asked.cpu_quota, -1),
+        ("cpu_shares", asked.cpu_shares, 0),
+        ("memory_limit_in_bytes", asked.memory_limit_in_bytes, -1),
+        ("memory_swap_limit_in_bytes", asked.memory_swap_limit_in_bytes, -1),
+    ] {
+        if value < least {
+            return Err(Refusal::invalid(
+                format!("{FIELD}.{field}"),
+                format!("{value} is less than {least}, the least that means something"),
+            ));
+        }
+    }
     if !(-1000..=1000).contains(&asked.oom_score_adj) {
         return Err(Refusal::invalid(
             format!("{FIELD}.oom_score_adj"),
@@ -173,6 +187,20 @@ mod tests {
         assert_eq!(of(100, -1).unwrap(), None);
         assert_eq!(of(0, 0).unwrap(), None);
         assert!(of(100, 50).is_err());
+    }
+
+    #[test]
+    fn numbers_below_what_means_something_are_refused() {
+        let refused = of(|asked| asked.memory_limit_in_bytes = -5)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            refused.contains("memory_limit_in_bytes") && refused.contains("-5"),
+            "{refused}"
+        );
+        assert!(of(|asked| asked.cpu_shares = -1).is_err());
+        assert!(of(|asked| asked.cpu_quota = -2).is_err());
+        of(|asked| asked.memory_limit_in_bytes = -1).unwrap();
     }
 
     #[test]

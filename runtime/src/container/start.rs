@@ -46,11 +46,7 @@ pub async fn start(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<(
     let machine = pod.machine()?;
     match start_process(&pod, container, &machine).await {
         Ok((output, state)) => {
-            if let Err(error) = container.enter(&daemon.store, state.clone()).await {
-                // It runs. A daemon that comes back asks the agent, so only this one's memory must know.
-                tracing::error!(container = %container.id, %error, "the container's state is not on the disk");
-                container.state.send_replace(state);
-            }
+            container.show_running(&daemon.store, state).await;
             tracing::info!(pod = %pod.id, container = %container.id, "started a container");
             tokio::spawn(exit::watch(
                 Arc::clone(daemon),
