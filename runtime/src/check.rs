@@ -88,7 +88,7 @@ pub fn all(config: &Config) -> Vec<Check> {
 /// The first reason why no pod can run now, of those that may change while the daemon runs. Blocking, for a few system calls.
 pub fn first_problem(vm: &VmDefaults) -> Option<String> {
     let checks = [
-        kvm::device(),
+        kvm::present(),
         files::vmm(&vm.vmm),
         files::kernel(&vm.kernel),
         files::initramfs(&vm.initramfs),

@@ -46,32 +46,50 @@ fn flags(cpuinfo: &str) -> Outcome {
     }
 }
 
+/// Whether KVM is there, without trying it.
+pub(super) fn present() -> Outcome {
+    open().map_or_else(
+        |problem| problem,
+        |_device| Outcome::Good("/dev/kvm is there".to_owned()),
+    )
+}
+
 /// Whether KVM makes a virtual machine.
 pub(super) fn device() -> Outcome {
-    let remedy = "load its module: modprobe kvm_intel or modprobe kvm_amd";
-    let device = match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+    let device = match open() {
         Ok(device) => device,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Outcome::bad("there is no /dev/kvm", remedy);
-        }
-        Err(error) => return Outcome::bad(format!("/dev/kvm cannot be opened: {error}"), "run as root"),
+        Err(problem) => return problem,
     };
-    match version(&device) {
-        Ok(API_VERSION) => {}
-        Ok(other) => {
-            return Outcome::bad(
-                format!("/dev/kvm is of version {other}, not {API_VERSION}"),
-                "use a Linux kernel of today",
-            );
-        }
-        Err(error) => return Outcome::bad(format!("/dev/kvm is no KVM: {error}"), remedy),
-    }
     match create(&device) {
         Ok(_machine) => Outcome::Good("/dev/kvm makes virtual machines".to_owned()),
         Err(error) => Outcome::bad(
             format!("/dev/kvm makes no virtual machine: {error}"),
             "another hypervisor may hold the processor's virtualisation; see the kernel's log",
         ),
+    }
+}
+
+/// /dev/kvm, of a version that is spoken here; otherwise what is wrong with it.
+fn open() -> Result<File, Outcome> {
+    let remedy = "load its module: modprobe kvm_intel or modprobe kvm_amd";
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .map_err(|error| {
+            if error.kind() == io::ErrorKind::NotFound {
+                Outcome::bad("there is no /dev/kvm", remedy)
+            } else {
+                Outcome::bad(format!("/dev/kvm cannot be opened: {error}"), "run as root")
+            }
+        })?;
+    match version(&device) {
+        Ok(API_VERSION) => Ok(device),
+        Ok(other) => Err(Outcome::bad(
+            format!("/dev/kvm is of version {other}, not {API_VERSION}"),
+            "use a Linux kernel of today",
+        )),
+        Err(error) => Err(Outcome::bad(format!("/dev/kvm is no KVM: {error}"), remedy)),
     }
 }
 
