@@ -1,6 +1,6 @@
 //! The daemon: serves CRI and runs pods in virtual machines.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use bulkhead_runtime::{
@@ -11,6 +11,7 @@ use bulkhead_runtime::{
     sandbox::host::Linux,
 };
 use clap::{Parser, Subcommand};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = Config::load(arguments.config.as_deref())?;
     start_log(&config)?;
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING_THREADS)
@@ -63,7 +65,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start threads")?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         // Before anything is found again: a signal that comes then must not be lost.
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
@@ -84,7 +86,19 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         // Giving leases back must not take layers from machines that go on.
         daemon.images.freeze();
         Ok(served?)
-    })
+    });
+    // What is under way is made again or undone by the next daemon, so nothing is waited for long.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    served
+}
+
+/// Each container takes some open files; the usual soft limit of 1024 is for programs that use select(2).
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 fn start_log(config: &Config) -> anyhow::Result<()> {
