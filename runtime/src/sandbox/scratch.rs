@@ -18,6 +18,9 @@ use rustix::{
 /// Changes when templates are made differently, so that an older daemon's are not used.
 const TEMPLATE_VERSION: u32 = 1;
 
+/// How the names of templates begin that are not finished.
+const UNFINISHED: &str = ".making-";
+
 /// Why there is no scratch disk.
 #[derive(Debug, thiserror::Error)]
 pub enum ScratchError {
@@ -67,6 +70,16 @@ impl ScratchTemplates {
             path: directory.clone(),
             source,
         })?;
+        // What a daemon was making when it was killed.
+        for entry in fs::read_dir(&directory)
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok)
+        {
+            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
         Ok(Self { directory })
     }
 
@@ -87,7 +100,7 @@ impl ScratchTemplates {
             source,
         };
         let unfinished = tempfile::Builder::new()
-            .prefix(".making-")
+            .prefix(UNFINISHED)
             .tempfile_in(&self.directory)
             .map_err(at)?;
         unfinished.as_file().set_len(mib << 20).map_err(at)?;
@@ -201,6 +214,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let templates = ScratchTemplates::open(directory.path().join("scratch")).unwrap();
         let disk = directory.path().join("disk");
+        fs::write(
+            directory.path().join("scratch/.making-old"),
+            "left by a killed daemon",
+        )
+        .unwrap();
+        let templates = ScratchTemplates::open(templates.directory).unwrap();
         templates.copy(64, &disk).unwrap();
         let template = templates.prepare(64).unwrap();
         let made = fs::metadata(&template).unwrap().modified().unwrap();
