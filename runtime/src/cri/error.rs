@@ -1,7 +1,7 @@
 //! The one place where errors become gRPC codes.
 //!
-//! Which code matters to whom is told in the table of docs/cri.md: the kubelet tells NotFound, DeadlineExceeded, AlreadyExists
-//! and Unimplemented apart, and reads the beginning of messages for images.
+//! The kubelet tells NotFound (gone), DeadlineExceeded (a probe that failed) and Unimplemented (do without) apart, and reads
+//! the beginning of a message about an image; everything else is for people.
 
 use std::io;
 

@@ -56,13 +56,14 @@ pub fn spawn(program: &Path, inheritance: Inheritance) -> io::Result<Child> {
         .stdout(Stdio::null())
         .stderr(log);
     let prepare = move || {
-        // The daemon may be protected from the kernel's OOM killer; a pod is not.
+        // The daemon may be protected from the kernel's OOM killer; a pod is not. Where the daemon has been made a likelier
+        // victim without the right to undo that, its pods stay so too.
         let score = open(
             c"/proc/self/oom_score_adj",
             OFlags::WRONLY | OFlags::CLOEXEC,
             Mode::empty(),
-        )?;
-        write(&score, b"0")?;
+        );
+        let _ = score.and_then(|score| write(&score, b"0"));
         if let Some(cgroup) = &cgroup {
             write(cgroup, b"0")?;
         }
