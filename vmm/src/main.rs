@@ -93,12 +93,9 @@ fn run_machine(started: ProcessStart, report_file: &mut Option<File>) -> anyhow:
     let config = read_config()?;
     let mut sources = Sources::claim(&config)?;
     *report_file = sources.exit_report(&config)?;
-    config.check()?;
     let signals = EndSignals::new().context("signals cannot be watched")?;
-    let mut files = sources.open(&config)?;
-    let control = files.control.take();
-    let machine = machine::build(config, files, started)?;
-    Ok(machine::run(machine, control, &signals)?)
+    let machine = machine::build(config, sources, started)?;
+    Ok(machine::run(machine, &signals)?)
 }
 
 fn read_config() -> anyhow::Result<VmConfig> {

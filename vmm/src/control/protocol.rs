@@ -67,7 +67,7 @@ pub struct MachineState {
     pub memory_mib: u32,
     /// Serials of the disks on the bus.
     pub disks: Vec<String>,
-    /// From the start of the process to the first entry into the guest, in microseconds.
+    /// From the start of the process to the first entry into the guest, in microseconds; 0 until then.
     pub setup_us: u64,
 }
 

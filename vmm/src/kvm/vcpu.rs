@@ -61,7 +61,7 @@ impl Vcpu {
     /// # Errors
     ///
     /// [`KvmError::Refused`].
-    pub fn prepare_boot(&self, entry: u64, start_info: u64) -> Result<(), KvmError> {
+    pub(super) fn prepare_boot(&self, entry: u64, start_info: u64) -> Result<(), KvmError> {
         let what = || refused("set the first vCPU's registers");
         let mut system = self.fd.get_sregs().map_err(what())?;
         let flat = kvm_segment {

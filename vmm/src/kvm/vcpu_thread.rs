@@ -73,6 +73,17 @@ impl VcpuThreads {
         Ok(all)
     }
 
+    /// Brings the first vCPU to its start, see [`Vcpu::prepare_boot`].
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::Refused`].
+    pub fn prepare_boot(&self, entry: u64, start_info: u64) -> Result<(), KvmError> {
+        self.threads
+            .first()
+            .map_or(Ok(()), |first| first.vcpu().prepare_boot(entry, start_info))
+    }
+
     /// How many vCPUs there are.
     pub fn count(&self) -> usize {
         self.threads.len()

@@ -3,7 +3,7 @@
 use std::{panic::resume_unwind, sync::Arc, thread};
 
 use super::{
-    Accesses, Endings, Machine, MachineError, MachineFiles, ProcessStart,
+    Accesses, Endings, Hardware, Machine, MachineError, ProcessStart, Sources,
     files::{BootFiles, DeviceFiles, OpenDisk},
     system,
 };
@@ -24,68 +24,58 @@ use crate::{
     },
 };
 
-/// Builds the machine that `config` describes from its open `files`. It stands still, ready for its first instruction.
+/// Builds the machine that `config` describes. It stands still, ready for its first instruction, and has opened all that it
+/// will ever open.
 ///
 /// # Errors
 ///
 /// [`MachineError`] saying what is missing and what to do.
-pub fn build(config: VmConfig, files: MachineFiles, started: ProcessStart) -> Result<Machine, MachineError> {
-    let host = Host::open()?;
-    host.check_vcpus(config.vcpus)?;
+pub fn build(config: VmConfig, mut sources: Sources, started: ProcessStart) -> Result<Machine, MachineError> {
+    config.check()?;
+    let boot_files = sources.boot_files(&config)?;
     let ram = memory::allocate(config.memory_mib)?;
     let endings = Arc::new(Endings::new().map_err(system("an eventfd"))?);
-    let (boot_files, device_files) = files.split();
 
-    // The two longest steps do not need each other: KVM's part waits for other processors, the guest's memory is filled by
-    // this one.
+    // The two longest steps do not need each other, so they go side by side.
     let (hardware, start) = thread::scope(|scope| {
-        let loader = threads::named("loader")
-            .spawn_scoped(scope, || load(&config, boot_files, &ram))
+        let assembly = threads::named("assembly")
+            .spawn_scoped(scope, || assemble(&config, sources, &ram, &endings))
             .map_err(system("a thread"))?;
-        let hardware = assemble(&config, device_files, &host, &ram, &endings);
-        let start = loader.join().unwrap_or_else(|panic| resume_unwind(panic));
+        let start = load(&config, boot_files, &ram);
+        let hardware = assembly.join().unwrap_or_else(|panic| resume_unwind(panic));
         Ok::<_, MachineError>((hardware?, start?))
     })?;
-    let Hardware { vm, accesses, vcpus } = hardware;
-    if let Some(first) = vcpus.first() {
-        first.prepare_boot(start.entry, start.info)?;
-    }
-    let guest = Arc::clone(&accesses) as Arc<dyn GuestAccess>;
-    let vcpus = VcpuThreads::start(vcpus, &guest, &report_stops(&endings))?;
+    hardware.vcpus.prepare_boot(start.entry, start.info)?;
 
     Ok(Machine {
         disks: config.disks.iter().map(|disk| disk.serial.clone()).collect(),
         config,
-        vcpus,
-        accesses,
+        hardware,
         endings,
-        vm,
-        host,
         ram,
         phase: MachinePhase::Paused,
         started,
     })
 }
 
-/// A machine as its owner would find it on a desk: everything there, nothing in its memory.
-struct Hardware {
-    vm: Arc<Vm>,
-    accesses: Arc<Accesses>,
-    vcpus: Vec<Vcpu>,
-}
-
+/// Makes all but the contents of the memory.
 fn assemble(
     config: &VmConfig,
-    mut files: DeviceFiles,
-    host: &Host,
+    sources: Sources,
     ram: &GuestRam,
     endings: &Arc<Endings>,
 ) -> Result<Hardware, MachineError> {
-    let vm = Arc::new(Vm::create(host, ram)?);
+    let host = Host::open()?;
+    host.check_vcpus(config.vcpus)?;
+    let vm = Arc::new(Vm::create(&host, ram)?);
+
+    let mut files = sources.device_files(config)?;
+    let control = files.control.take();
     let console = console(config, &mut files)?;
     let bus = populate(config, files, console.clone(), &vm, ram, endings)?;
     let early = config.console.as_ref().is_some_and(|console| console.early);
-    let accesses = Accesses::new(bus, Arc::clone(endings), console.filter(|_| early));
+    let accesses = Arc::new(Accesses::new(bus, Arc::clone(endings), console.filter(|_| early)));
+
     let vcpus: Result<Vec<Vcpu>, MachineError> = (0..config.vcpus)
         .map(|index| {
             let vcpu = vm.create_vcpu(index, config.vcpus)?;
@@ -93,10 +83,14 @@ fn assemble(
             Ok(vcpu)
         })
         .collect();
+    let guest = Arc::clone(&accesses) as Arc<dyn GuestAccess>;
+    let vcpus = VcpuThreads::start(vcpus?, &guest, &report_stops(endings))?;
     Ok(Hardware {
+        vcpus,
+        accesses,
         vm,
-        accesses: Arc::new(accesses),
-        vcpus: vcpus?,
+        host,
+        control,
     })
 }
 

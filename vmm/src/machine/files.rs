@@ -25,15 +25,6 @@ use crate::{
 /// Connections that may wait on the control socket to be accepted.
 const BACKLOG: i32 = 16;
 
-/// What a machine works with.
-#[derive(Debug)]
-pub struct MachineFiles {
-    /// The control socket, listening.
-    pub control: Option<OwnedFd>,
-    boot: BootFiles,
-    devices: DeviceFiles,
-}
-
 /// What goes into the guest's memory before it starts.
 #[derive(Debug)]
 pub(super) struct BootFiles {
@@ -41,28 +32,24 @@ pub(super) struct BootFiles {
     pub(super) initramfs: Option<NamedFile>,
 }
 
-/// What devices work on, each list in the order of the configuration.
+/// What a machine works on while it runs, each list in the order of the configuration.
 #[derive(Debug)]
 pub(super) struct DeviceFiles {
     pub(super) disks: Vec<OpenDisk>,
     pub(super) taps: Vec<OwnedFd>,
     pub(super) vsock: Option<UnixListener>,
     pub(super) console: Option<File>,
-}
-
-impl MachineFiles {
-    pub(super) fn split(self) -> (BootFiles, DeviceFiles) {
-        (self.boot, self.devices)
-    }
+    /// Listening.
+    pub(super) control: Option<OwnedFd>,
 }
 
 /// A disk with its files.
 #[derive(Debug)]
-pub struct OpenDisk {
+pub(super) struct OpenDisk {
     /// What the guest reads as its serial.
-    pub serial: String,
+    pub(super) serial: String,
     /// The device.
-    pub block: Block,
+    pub(super) block: Block,
 }
 
 /// The sources of a configuration, of which nothing has been opened yet.
@@ -115,21 +102,21 @@ impl Sources {
             .transpose()
     }
 
-    /// Opens all else.
-    ///
-    /// # Errors
-    ///
-    /// [`MachineError`] naming the first that cannot be opened.
-    pub fn open(mut self, config: &VmConfig) -> Result<MachineFiles, MachineError> {
-        let boot = BootFiles {
+    /// Opens kernel and initramfs.
+    pub(super) fn boot_files(&mut self, config: &VmConfig) -> Result<BootFiles, MachineError> {
+        Ok(BootFiles {
             kernel: self.named(&config.kernel, "kernel")?,
             initramfs: config
                 .initramfs
                 .as_ref()
                 .map(|source| self.named(source, "initramfs"))
                 .transpose()?,
-        };
-        let devices = DeviceFiles {
+        })
+    }
+
+    /// Opens all else.
+    pub(super) fn device_files(mut self, config: &VmConfig) -> Result<DeviceFiles, MachineError> {
+        Ok(DeviceFiles {
             disks: config
                 .disks
                 .iter()
@@ -150,17 +137,11 @@ impl Sources {
                 .as_ref()
                 .map(|console| self.created(&console.file, "console"))
                 .transpose()?,
-        };
-        // Last: whoever can connect finds a machine whose files are all there.
-        let control = config
-            .control
-            .as_ref()
-            .map(|source| self.control_listener(source))
-            .transpose()?;
-        Ok(MachineFiles {
-            control,
-            boot,
-            devices,
+            control: config
+                .control
+                .as_ref()
+                .map(|source| self.control_listener(source))
+                .transpose()?,
         })
     }
 

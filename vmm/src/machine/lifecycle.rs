@@ -14,8 +14,8 @@ impl Machine {
     /// Stops vCPUs, then devices; returns when they stand still. Without effect on a machine that does.
     pub fn pause(&mut self) {
         if self.phase == MachinePhase::Running {
-            self.vcpus.pause();
-            self.accesses.bus().pause();
+            self.hardware.vcpus.pause();
+            self.hardware.accesses.bus().pause();
             self.phase = MachinePhase::Paused;
         }
     }
@@ -27,11 +27,11 @@ impl Machine {
     /// [`MachineError::Device`] when a device's worker cannot be started.
     pub fn resume(&mut self) -> Result<(), MachineError> {
         if self.phase == MachinePhase::Paused {
-            self.accesses.bus().resume()?;
-            if self.vcpus.first_entry().is_some() {
-                self.vcpus.excuse_pause();
+            self.hardware.accesses.bus().resume()?;
+            if self.hardware.vcpus.first_entry().is_some() {
+                self.hardware.vcpus.excuse_pause();
             }
-            self.vcpus.resume();
+            self.hardware.vcpus.resume();
             self.phase = MachinePhase::Running;
         }
         Ok(())
@@ -48,7 +48,7 @@ impl Machine {
         if self.disks.contains(&disk.serial) {
             return Err(MachineError::SerialInUse(disk.serial.clone()));
         }
-        self.accesses.bus().next_address()?;
+        self.hardware.accesses.bus().next_address()?;
         let mut attachments: Vec<Option<File>> = attachments
             .into_iter()
             .map(|descriptor| Some(descriptor.into()))
@@ -67,7 +67,12 @@ impl Machine {
                 .and_then(|number| attachments.get_mut(number)?.take())
                 .ok_or_else(|| missing("there is no such descriptor, or another segment has it"))
         })?;
-        place_disk(&mut self.accesses.bus(), open, &self.vm, &self.ram)?;
+        place_disk(
+            &mut self.hardware.accesses.bus(),
+            open,
+            &self.hardware.vm,
+            &self.ram,
+        )?;
         self.disks.push(disk.serial.clone());
         Ok(())
     }
@@ -75,6 +80,7 @@ impl Machine {
     /// How the machine is.
     pub fn state(&self) -> MachineState {
         let setup = self
+            .hardware
             .vcpus
             .first_entry()
             .map_or(0, |moment| self.started.until(moment).as_micros());
@@ -107,14 +113,14 @@ impl Machine {
     pub fn save(&self) -> Result<MachineSnapshot, MachineError> {
         self.must_be_paused()?;
         // vCPUs first: reading them can still deliver what devices have sent.
-        let vcpus = self.vcpus.save(&self.host)?;
+        let vcpus = self.hardware.vcpus.save(&self.hardware.host)?;
         Ok(MachineSnapshot {
             version: SNAPSHOT_VERSION,
             memory_mib: self.config.memory_mib,
             disks: self.disks.clone(),
-            clock: self.vm.save_clock()?,
+            clock: self.hardware.vm.save_clock()?,
             vcpus,
-            bus: self.accesses.bus().save()?,
+            bus: self.hardware.accesses.bus().save()?,
         })
     }
 
@@ -126,17 +132,17 @@ impl Machine {
     /// [`MachineError::BadState`] for the state of another machine, [`MachineError::Phase`] for a machine that has run.
     pub fn restore(&mut self, snapshot: &MachineSnapshot) -> Result<(), MachineError> {
         self.must_be_paused()?;
-        if self.vcpus.first_entry().is_some() {
+        if self.hardware.vcpus.first_entry().is_some() {
             return Err(MachineError::Phase {
                 now: "not fresh",
                 needed: "a state can be given only to a machine that has not run",
             });
         }
-        snapshot.check(self.config.memory_mib, self.vcpus.count(), &self.disks)?;
-        self.vm.restore_clock(snapshot.clock)?;
-        self.vcpus.restore(&snapshot.vcpus)?;
+        snapshot.check(self.config.memory_mib, self.hardware.vcpus.count(), &self.disks)?;
+        self.hardware.vm.restore_clock(snapshot.clock)?;
+        self.hardware.vcpus.restore(&snapshot.vcpus)?;
         // Devices last: what they deliver while they are restored must find the local APICs as they were.
-        Ok(self.accesses.bus().restore(&snapshot.bus)?)
+        Ok(self.hardware.accesses.bus().restore(&snapshot.bus)?)
     }
 
     fn must_be_paused(&self) -> Result<(), MachineError> {

@@ -18,7 +18,7 @@ use std::{
 
 pub use build::build;
 pub use ending::Endings;
-pub use files::{MachineFiles, OpenDisk, Sources};
+pub use files::Sources;
 pub use run::run;
 pub use signals::{EndSignals, block as block_end_signals};
 pub use start_time::ProcessStart;
@@ -125,16 +125,24 @@ pub enum MachineError {
 #[derive(Debug)]
 pub struct Machine {
     config: VmConfig,
-    vcpus: VcpuThreads,
-    accesses: Arc<Accesses>,
+    hardware: Hardware,
     endings: Arc<Endings>,
-    vm: Arc<Vm>,
-    host: Host,
     ram: GuestRam,
     phase: MachinePhase,
     /// Serials of the disks on the bus, in order.
     disks: Vec<String>,
     started: ProcessStart,
+}
+
+/// All of a machine but the contents of its memory.
+#[derive(Debug)]
+struct Hardware {
+    vcpus: VcpuThreads,
+    accesses: Arc<Accesses>,
+    vm: Arc<Vm>,
+    host: Host,
+    /// The control socket, until it is served.
+    control: Option<OwnedFd>,
 }
 
 /// Names a refusal of the operating system.

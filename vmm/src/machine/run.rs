@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, RawFd},
     time::{Duration, Instant},
 };
 
@@ -34,13 +34,13 @@ const BATCH: usize = 16;
 /// # Errors
 ///
 /// [`MachineError`] when it cannot even start.
-pub fn run(
-    mut machine: Machine,
-    control: Option<OwnedFd>,
-    signals: &EndSignals,
-) -> Result<ExitReport, MachineError> {
+pub fn run(mut machine: Machine, signals: &EndSignals) -> Result<ExitReport, MachineError> {
     let epoll = Watcher::new().map_err(system("an epoll descriptor"))?;
-    let mut server = control.map(|socket| Server::new(socket, CONTROL));
+    let mut server = machine
+        .hardware
+        .control
+        .take()
+        .map(|socket| Server::new(socket, CONTROL));
     epoll
         .watch(signals.as_raw_fd(), SIGNALS)
         .and_then(|()| epoll.watch(machine.endings.event().as_raw_fd(), ENDINGS))

@@ -101,7 +101,9 @@ fn a_machine_tells_how_it_is_and_can_be_stopped_and_go_on() {
     let client = running.client();
     let state = client.state().unwrap();
     assert_eq!((state.name.as_str(), state.pid), ("test", running.pid()));
-    assert!(state.setup_us > 0, "the set-up took no time");
+    running.wait_for("first entry into the guest", |_| {
+        (client.state().unwrap().setup_us > 0).then_some(())
+    });
     for _ in 0..20 {
         client.pause().unwrap();
         client.pause().unwrap();

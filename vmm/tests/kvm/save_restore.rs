@@ -24,8 +24,7 @@ fn built(described: &running::Machine) -> Machine {
     let config = described.parsed();
     let mut sources = Sources::claim(&config).unwrap();
     sources.exit_report(&config).unwrap();
-    let files = sources.open(&config).unwrap();
-    build(config, files, ProcessStart::now()).unwrap()
+    build(config, sources, ProcessStart::now()).unwrap()
 }
 
 /// The same machine with another directory for what it makes.
