@@ -281,7 +281,7 @@ impl Daemon {
         if image.starts_with("sha256:") || pulled.contains(image) {
             return;
         }
-        if self.crictl.run(["inspecti", "-q", image]).code != Some(0) {
+        if self.image(image).is_none() {
             self.crictl.ok(["pull", image]);
         }
         pulled.insert(image.to_owned());

@@ -271,3 +271,155 @@ fn a_daemon_told_to_end_leaves_its_pods_running() {
     assert_eq!(pod.state(), PodSandboxState::SandboxReady);
     assert_eq!(container.sh("echo alive"), "alive");
 }
+
+#[test]
+#[ignore = "runs in the node: hack/test"]
+fn a_machine_that_answers_nothing_holds_up_neither_lists_nor_its_pods_end() {
+    let daemon = Daemon::private(DaemonOptions::new().config("timeouts.agent_seconds", 10));
+    let pod = daemon.run_pod(PodSpec::new("silent"));
+    let container = pod.run(ContainerSpec::idle());
+    let vmm = pod.vmm_pid();
+    kill_process(Pid::from_raw(vmm).expect("a process id"), Signal::STOP).expect("a process to stop");
+
+    let crictl = daemon.crictl();
+    assert_eq!(crictl.ok(["ps", "-q", "--no-trunc"]), container.id());
+    assert_eq!(crictl.ok(["pods", "-q", "--no-trunc"]), pod.id());
+    assert_eq!(container.status().state(), ContainerState::ContainerRunning);
+    crictl.json(["inspect", container.id()]);
+    let asked = container
+        .try_exec(&["true"], 0)
+        .expect_err("the guest does not answer");
+    assert!(asked.message().contains("10 s"), "{asked:?}");
+
+    pod.stop();
+    assert_eq!(pod.state(), PodSandboxState::SandboxNotready);
+    assert_eq!(container.status().state(), ContainerState::ContainerExited);
+    assert!(
+        !fs::exists(format!("/proc/{vmm}")).expect("/proc can be read"),
+        "the machine is gone"
+    );
+}
+
+#[test]
+#[ignore = "runs in the node: hack/test"]
+fn a_daemon_killed_while_it_makes_a_pod_leaves_nothing_that_cannot_be_removed() {
+    let daemon = Daemon::private(DaemonOptions::new());
+    let name = PodSpec::new("half-made");
+    let run = || {
+        let config = Some(name.config());
+        let request = bulkhead_proto::cri::RunPodSandboxRequest {
+            config,
+            runtime_handler: String::new(),
+        };
+        daemon.cri().runtime(async |c| c.run_pod_sandbox(request).await)
+    };
+    let machines = || {
+        let processes = fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
+        let of_this = daemon
+            .root()
+            .parent()
+            .expect("a directory")
+            .to_string_lossy()
+            .into_owned();
+        processes
+            .filter(|process| {
+                let path = process.path();
+                let files = fs::read_dir(path.join("fd"))
+                    .into_iter()
+                    .flatten()
+                    .filter_map(Result::ok);
+                fs::read_link(path.join("exe")).is_ok_and(|exe| exe.ends_with("bulkhead-vmm"))
+                    && files
+                        .filter_map(|file| fs::read_link(file.path()).ok())
+                        .any(|target| target.to_string_lossy().starts_with(&of_this))
+            })
+            .count()
+    };
+    std::thread::scope(|scope| {
+        let call = scope.spawn(run);
+        until("the machine to have been started", || match machines() {
+            0 => Err("no machine".to_owned()),
+            _ => Ok(()),
+        });
+        daemon.end_with(Signal::KILL);
+        assert!(
+            call.join().expect("no panic").is_err(),
+            "the call has lost its daemon"
+        );
+    });
+    daemon.start_again();
+    // What is listed can be removed; and then there is nothing any more, and the name is free.
+    for id in daemon.crictl().ok(["pods", "-q", "--no-trunc"]).lines() {
+        assert_eq!(
+            daemon
+                .crictl()
+                .ok(["pods", "-q", "--no-trunc", "--state", "ready"]),
+            "",
+            "half a pod is not ready"
+        );
+        daemon.crictl().ok(["rmp", "-f", id]);
+    }
+    until("the half made machine to be gone", || match machines() {
+        0 => Ok(()),
+        count => Err(format!("{count} machines")),
+    });
+    let id = run().expect("the name is free").pod_sandbox_id;
+    daemon.crictl().ok(["rmp", "-f", &id]);
+    for directory in [daemon.root(), daemon.state()] {
+        let left = fs::read_dir(directory.join("pods")).into_iter().flatten().count();
+        assert_eq!(left, 0, "pods in {}", directory.display());
+    }
+}
+
+#[test]
+#[ignore = "runs in the node: hack/test"]
+fn a_pod_whose_client_gives_up_is_undone() {
+    let daemon = Daemon::private(DaemonOptions::new());
+    let spec = PodSpec::new("given-up");
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(file.path(), spec.json()).expect("a file can be written");
+    let file = file.path().to_str().expect("a path in UTF-8");
+    let said = daemon.crictl().fails(["runp", "--cancel-timeout", "1s", file]);
+    assert!(said.contains("DeadlineExceeded"), "{said}");
+    until("the pod to be undone", || {
+        let pods = daemon.crictl().ok(["pods", "-q"]);
+        if pods.is_empty() { Ok(()) } else { Err(pods) }
+    });
+    until("its directories to be gone", || {
+        let left: usize = [daemon.root(), daemon.state()]
+            .map(|directory| fs::read_dir(directory.join("pods")).into_iter().flatten().count())
+            .iter()
+            .sum();
+        if left == 0 {
+            Ok(())
+        } else {
+            Err(format!("{left} directories"))
+        }
+    });
+    let id = daemon.crictl().ok(["runp", file]);
+    daemon.crictl().ok(["rmp", "-f", &id]);
+}
+
+#[test]
+#[ignore = "runs in the node: hack/test"]
+fn a_guests_kernel_log_is_kept_to_its_bound() {
+    let daemon = Daemon::shared();
+    let pod = daemon.run_pod(PodSpec::new("kernel-log").with("/linux/security_context/privileged", true));
+    let container = pod.run(ContainerSpec::idle().security("privileged", true));
+    container.sh(
+        "echo on > /proc/sys/kernel/printk_devkmsg; i=0; \
+         while [ $i -lt 3000 ]; do echo \"<0>line $i of a guest that talks much and says little\"; i=$((i+1)); done \
+         | while read -r line; do echo \"$line\" > /dev/kmsg; done",
+    );
+    let log = daemon.root().join("pods").join(pod.id()).join("console.log");
+    until("the last line in the kernel log", || {
+        let text = fs::read(&log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        match text {
+            Ok(text) if text.contains("line 2999 of a guest") => Ok(()),
+            Ok(text) => Err(text.lines().last().unwrap_or_default().to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    });
+    let length = fs::metadata(&log).expect("the kernel log").len();
+    assert!(length <= 65536, "the log has {length} bytes");
+}

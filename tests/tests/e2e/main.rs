@@ -16,4 +16,5 @@ mod life;
 mod logs;
 mod output;
 mod refusals;
+mod storage;
 mod users;
