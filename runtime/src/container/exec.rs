@@ -20,7 +20,10 @@ use crate::{
     identity::new_exec_id,
     logs::Stream,
     refusal::Refusal,
-    sandbox::{agent::Agent, machine::Machine},
+    sandbox::{
+        agent::Agent,
+        machine::{Machine, MachineEnd},
+    },
     store::ContainerPhase,
 };
 
@@ -64,19 +67,20 @@ pub async fn exec_sync(
     };
     let guard = KillOnDrop(Some(exec.clone()));
     let running = exec.run(command, limit);
-    let (status, stdout, stderr) = if limit.is_zero() {
-        running.await?
+    let ran = if limit.is_zero() {
+        running.await
     } else {
         // The agent ends it in time; a guest that does not is not waited for.
-        match tokio::time::timeout(limit + daemon.config.timeouts.agent(), running).await {
-            Ok(ended) => ended?,
-            Err(_) => {
-                return Err(ContainerError::Timeout {
-                    id: container.id.clone(),
-                    seconds: timeout_s,
-                });
-            }
-        }
+        let bound = limit + daemon.config.timeouts.agent();
+        let timeout = ContainerError::Timeout {
+            id: container.id.clone(),
+            seconds: timeout_s,
+        };
+        tokio::time::timeout(bound, running).await.unwrap_or(Err(timeout))
+    };
+    let (status, stdout, stderr) = match ran {
+        Ok(ended) => ended,
+        Err(error) => return Err(exec.explained(error).await),
     };
     guard.disarm();
     exec.acknowledge().await;
@@ -144,10 +148,24 @@ impl Exec {
         };
         tokio::select! {
             ended = ended => ended,
-            end = self.machine.ended() => Err(self.stream_error(std::io::Error::other(format!(
-                "the pod's virtual machine ended: {end}"
-            )))),
+            end = self.machine.ended() => Err(self.ended_with(&end)),
         }
+    }
+
+    /// The reason of a failure, where that is the end of the machine.
+    async fn explained(&self, error: ContainerError) -> ContainerError {
+        let end = match &error {
+            ContainerError::Agent { source, .. } => self.machine.end_behind(source).await,
+            ContainerError::Stream { .. } => self.machine.end(),
+            _ => None,
+        };
+        end.map_or(error, |end| self.ended_with(&end))
+    }
+
+    fn ended_with(&self, end: &MachineEnd) -> ContainerError {
+        self.stream_error(std::io::Error::other(format!(
+            "the pod's virtual machine ended: {end}"
+        )))
     }
 
     async fn open(&self, stream: Stream) -> Result<OutputStream, ContainerError> {

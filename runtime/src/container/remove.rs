@@ -23,10 +23,15 @@ pub async fn remove(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<
             let request = RemoveContainerRequest {
                 container_id: container.id.clone(),
             };
-            tokio::select! {
-                removed = machine.agent().remove_container(request) => drop(removed.map_err(agent_error(container))?),
-                // With the machine, all of it is gone.
-                _ = machine.ended() => {}
+            // With the machine, all of it is gone.
+            let removed = tokio::select! {
+                removed = machine.agent().remove_container(request) => removed.map(drop),
+                _ = machine.ended() => Ok(()),
+            };
+            if let Err(error) = removed
+                && machine.end_behind(&error).await.is_none()
+            {
+                return Err(agent_error(container)(error));
             }
         }
         let note = pod.paths.log_position(&container.id);

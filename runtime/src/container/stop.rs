@@ -127,11 +127,15 @@ async fn send(
         signal,
         all,
     };
-    tokio::select! {
-        sent = machine.agent().signal_process(request) => sent.map(drop).map_err(agent_error(container)),
+    let sent = tokio::select! {
+        sent = machine.agent().signal_process(request) => sent,
         // It ends by itself, or with its machine: then there is nobody to signal.
-        () = container.exited() => Ok(()),
-        _ = machine.ended() => Ok(()),
+        () = container.exited() => return Ok(()),
+        _ = machine.ended() => return Ok(()),
+    };
+    match sent {
+        Err(error) if machine.end_behind(&error).await.is_none() => Err(agent_error(container)(error)),
+        _ => Ok(()),
     }
 }
 

@@ -39,6 +39,9 @@ pub(super) use launch::make_directories;
 /// Serial of the disk that holds what a pod's containers write.
 pub const SCRATCH_SERIAL: &str = "scratch";
 
+/// Between the closing of a machine's sockets and its end being known; long, for a host that swaps.
+const MOMENT: Duration = Duration::from_secs(5);
+
 /// How long a killed process may take to end.
 const KILL: Duration = Duration::from_secs(10);
 
@@ -197,8 +200,8 @@ impl Machine {
             hello = doorbell::wait(socket.get()) => match hello {
                 Ok(hello) => Ok(hello),
                 Err(error) => {
-                    // Its sockets close when it ends, a moment before its end is known.
-                    match tokio::time::timeout(Duration::from_secs(1), self.ended()).await {
+                    // Its sockets close a moment before its end is known.
+                    match tokio::time::timeout(MOMENT, self.ended()).await {
                         Ok(end) => Err(MachineError::Ended(end)),
                         Err(_) => Err(error.into()),
                     }
@@ -228,6 +231,14 @@ impl Machine {
         match ended.wait_for(Option::is_some).await {
             Ok(end) => end.clone().unwrap_or_default(),
             Err(_) => Arc::default(),
+        }
+    }
+
+    /// Whether a call of its agent failed because the machine ended: its sockets close a moment before its end is known.
+    pub async fn end_behind(&self, error: &AgentError) -> Option<Arc<MachineEnd>> {
+        match error {
+            AgentError::Unreachable { .. } => tokio::time::timeout(MOMENT, self.ended()).await.ok(),
+            _ => self.end(),
         }
     }
 

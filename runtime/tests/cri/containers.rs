@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use bulkhead_proto::cri::*;
+use rustix::process::{Pid, kill_process};
 use tonic::Code;
 
 use crate::node::{Node, until};
@@ -335,6 +336,28 @@ fn commands_are_refused_where_nothing_runs() {
         node.exec(&id, &["true"], 0).unwrap_err().code(),
         Code::FailedPrecondition
     );
+}
+
+#[test]
+fn what_was_to_be_ended_has_ended_with_its_machine() {
+    let node = Node::new();
+    // The signal may meet a machine that is just dying, in every moment of that.
+    for round in 0..10u32 {
+        let pod = node.run_pod(&format!("p{round}"));
+        let (a, b) = (node.run(&pod, "a", &["stubborn"]), node.run(&pod, "b", &["run"]));
+        let pid = Pid::from_raw(node.vmm_pid(&pod)).unwrap();
+        std::thread::scope(|scope| {
+            let exec = scope.spawn(|| node.exec(&a, &["run"], 0));
+            let stop = scope.spawn(|| node.stop_container(&a, 100_000));
+            let remove = scope.spawn(|| node.remove_container(&b));
+            std::thread::sleep(std::time::Duration::from_micros(u64::from(round) * 500));
+            kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            assert!(exec.join().unwrap().is_err());
+            stop.join().unwrap().unwrap();
+            remove.join().unwrap().unwrap();
+        });
+        assert_eq!(node.status(&a).state(), ContainerState::ContainerExited);
+    }
 }
 
 #[test]
