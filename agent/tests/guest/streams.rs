@@ -152,6 +152,26 @@ pub async fn stdin_is_passed_on_and_closed(guest: SharedGuest) {
     host.remove("c2").await.unwrap();
 }
 
+pub async fn a_host_that_dies_does_not_close_stdin(guest: SharedGuest) {
+    let host = Host::new(guest).await;
+    let mut process = one_stream("cat; echo end");
+    process.stdin = true;
+    host.create(container("c1", process)).await.unwrap();
+    let mut stdin = host.stream("c1", "", StreamKind::Stdin, 0).await.unwrap();
+    let mut stdout = host.stream("c1", "", StreamKind::Stdout, 0).await.unwrap();
+    host.start("c1").await.unwrap();
+    stdin.write_all(b"one\n").await.unwrap();
+    let mut text = [0; 4];
+    stdout.read_exact(&mut text).await.unwrap();
+    drop(stdin);
+    let mut stdin = host.stream("c1", "", StreamKind::Stdin, 0).await.unwrap();
+    stdin.write_all(b"two\n").await.unwrap();
+    stdin.shutdown().await.unwrap();
+    let rest = read_all(stdout, 4).await.unwrap();
+    assert_eq!(String::from_utf8(rest).unwrap(), "two\nend\n");
+    host.remove("c1").await.unwrap();
+}
+
 pub async fn a_terminal_has_a_size_and_an_echo(guest: SharedGuest) {
     let host = Host::new(guest).await;
     let mut process = shell(

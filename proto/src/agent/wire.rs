@@ -4,7 +4,9 @@
 //!
 //! 1. host → agent: a [`StreamHeader`](super::StreamHeader) frame,
 //! 2. agent → host: a [`StreamReply`](super::StreamReply) frame,
-//! 3. for stdin: host → agent raw bytes until the host shuts its side down, which closes the process's stdin;
+//! 3. for stdin: host → agent raw bytes. To close the process's stdin the host ends its sending (`shutdown(SHUT_WR)`)
+//!    and keeps the stream open until the agent, which has then passed on every byte, closes it. A stream that the host
+//!    closes altogether closes nothing: that is a host that is gone, and the next one goes on with a stream of its own;
 //! 4. for stdout and stderr: agent → host raw bytes until the agent shuts its side down, which is the stream's end.
 //!    The other way the host sends acknowledgements, each the number of bytes of the whole stream that it has safely
 //!    put away, as a little-endian `u64`. The agent keeps what is not acknowledged, at most

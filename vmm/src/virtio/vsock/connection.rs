@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{RecvFlags, Shutdown, recv, shutdown},
+};
 use vmm_sys_util::epoll::EventSet;
 
 use super::{
@@ -372,6 +375,9 @@ impl Connection {
     /// Reads from the host's side into guest memory; 0 when there is nothing now, or nothing more.
     fn read_host(&mut self, room: &GuestBuffer<'_>) -> u32 {
         match scatter::read(self.stream.as_fd(), room) {
+            // An end that is read before its event has come: were a client that is gone told as one that merely sends
+            // no more, the guest would take it for a deliberate end of what was sent.
+            Ok(0) if is_hung_up(&self.stream) => self.host_ended |= NO_SEND | NO_RECEIVE,
             Ok(0) => self.host_ended |= NO_SEND,
             Ok(count) => return u32::try_from(count).unwrap_or(u32::MAX),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
@@ -398,6 +404,12 @@ impl Connection {
             say(&self.stream, &format!("ERR {reason}\n"));
         }
     }
+}
+
+/// Whether both directions of the stream are closed. The kernel closes them in one step when the other end is closed.
+fn is_hung_up(stream: &UnixStream) -> bool {
+    let mut polled = [PollFd::new(stream, PollFlags::empty())];
+    poll(&mut polled, Some(&Timespec::default())).is_ok() && polled[0].revents().contains(PollFlags::HUP)
 }
 
 impl Drop for Connection {

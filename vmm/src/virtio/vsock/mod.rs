@@ -17,8 +17,9 @@
 //!   before the guest runs and lasts over its restarts.
 //!
 //! The end of a stream is passed on for each direction by itself: `shutdown(SHUT_WR)` on one side is the end of reading
-//! on the other, `SHUT_RD` makes writes on the other fail. Everything sent before an end arrives before it. A connection
-//! that the guest resets ends like one that it closes.
+//! on the other, `SHUT_RD` makes writes on the other fail. Everything sent before an end arrives before it. A side that
+//! closes its end altogether never looks like one that merely sends no more: that it does not receive is told first, or
+//! together. A connection that the guest resets ends like one that it closes.
 //!
 //! # What is bounded
 //!

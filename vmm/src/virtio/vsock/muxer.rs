@@ -306,7 +306,10 @@ fn number(next: &mut u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Read, time::Duration};
+    use std::{
+        io::{Read, Write},
+        time::Duration,
+    };
 
     use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
@@ -449,6 +452,42 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_closes_is_told_at_once_and_apart_from_one_that_ends_its_sending() {
+        // Neither end's event has been handled: the guest may be asked for room, and the end be read, before that.
+        let mut bench = Bench::new();
+        let closed = bench.client("CONNECT 7");
+        let ended = bench.client("CONNECT 8");
+        for _ in 0..2 {
+            let request = bench.packet().unwrap();
+            bench.take(say(&request, Op::Response));
+        }
+        assert!(answer(&closed).starts_with("OK ") && answer(&ended).starts_with("OK "));
+        (&closed).write_all(b"last words").unwrap();
+        drop(closed);
+        ended.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut told = Vec::new();
+        while let Some(packet) = bench.packet() {
+            told.push((packet.dst_port, packet.op, packet.len, packet.flags));
+        }
+        told.sort_unstable();
+        let (end, data) = (Op::Shutdown as u16, Op::Data as u16);
+        assert_eq!(
+            told,
+            [
+                (7, end, 0, NO_SEND | NO_RECEIVE),
+                (7, data, 10, 0),
+                (8, end, 0, NO_SEND)
+            ]
+        );
+        drop(ended);
+        let id = bench.muxer.next_id - 1;
+        let gone = EventSet::IN | EventSet::HANG_UP;
+        bench.muxer.host_event(id, gone, &bench.events);
+        let end = bench.packet().unwrap();
+        assert_eq!((end.dst_port, end.flags), (8, NO_SEND | NO_RECEIVE));
+    }
+
+    #[test]
     fn connections_take_turns_packet_by_packet() {
         let mut bench = Bench::new();
         let clients = [(); 3].map(|()| bench.client("CONNECT 7"));
@@ -456,7 +495,7 @@ mod tests {
         for (request, mut stream) in requests.iter().zip(&clients) {
             bench.take(say(request, Op::Response));
             answer(stream);
-            io::Write::write_all(&mut stream, &[7; 500]).unwrap();
+            Write::write_all(&mut stream, &[7; 500]).unwrap();
         }
         let memory = bench.memory.clone();
         let mut room = GuestBuffer::default();
@@ -478,7 +517,7 @@ mod tests {
         let request = bench.packet().unwrap();
         bench.take(say(&request, Op::Response));
         answer(&stream);
-        io::Write::write_all(&mut stream, &[7; 2500]).unwrap();
+        Write::write_all(&mut stream, &[7; 2500]).unwrap();
         let mut update = say(&request, Op::CreditUpdate);
         for length in [1000, 1000, 500] {
             let packet = bench.packet().unwrap();
