@@ -45,7 +45,16 @@ pub struct Machine {
 
 /// Boots one and waits until the agent is there.
 pub async fn start() -> SharedGuest {
-    let (mut process, directory) = boot("console=hvc0").await;
+    start_with("console=hvc0").await
+}
+
+/// Boots one whose kernel has no console, so that the agent is started without descriptors 0 to 2.
+pub async fn start_without_console() -> SharedGuest {
+    start_with("quiet").await
+}
+
+async fn start_with(cmdline: &str) -> SharedGuest {
+    let (mut process, directory) = boot(cmdline).await;
     let doorbell = listen(&directory.path().join("vsock"), &mut process).await;
     let rung = tokio::time::timeout(PATIENCE, receive_hello(&doorbell)).await;
     let Ok(hello) = rung else {

@@ -142,6 +142,14 @@ mod in_namespaces_only {
 mod in_a_machine_only {
     #[test]
     #[ignore = "boots a virtual machine: runs in the node with KVM"]
+    fn a_guest_without_a_console_runs_containers() {
+        crate::guest::test(crate::machine::start_without_console, |guest| {
+            Box::pin(crate::containers::a_container_runs_and_its_output_and_exit_code_arrive(guest))
+        });
+    }
+
+    #[test]
+    #[ignore = "boots a virtual machine: runs in the node with KVM"]
     fn an_agent_that_cannot_go_on_is_the_kernels_panic() {
         // What follows the dashes are the agent's own arguments: an option without its value.
         let (status, console) =
