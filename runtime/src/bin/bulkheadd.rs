@@ -83,8 +83,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             }
         };
         let served = serve(Arc::clone(&daemon), ready, end).await;
-        // Giving leases back must not take layers from machines that go on.
-        daemon.images.freeze();
+        // Nothing of an image is left half way, and giving leases back takes no layers from machines that go on.
+        daemon.images.close().await;
         Ok(served?)
     });
     // What is under way is made again or undone by the next daemon, so nothing is waited for long.

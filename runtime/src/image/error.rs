@@ -168,7 +168,11 @@ pub enum ImageError {
     #[error("image index: cannot {action}: {reason}; check the state directory's disk")]
     Index { action: &'static str, reason: String },
 
-    /// The system is out of threads or file descriptors, or the daemon is ending.
+    /// The daemon ends, and its pulls with it.
+    #[error("image {reference}: the daemon is ending; pull it again when it is back")]
+    Ending { reference: String },
+
+    /// The system is out of threads or file descriptors, or work was broken off.
     #[error("image {reference}: {reason}")]
     Interrupted { reference: String, reason: String },
 }
@@ -203,9 +207,10 @@ impl ImageError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Reference(_) => ErrorKind::InvalidReference,
-            Self::Unreachable { .. } | Self::Stalled { .. } | Self::BadAnswer { .. } => {
-                ErrorKind::Unavailable
-            }
+            Self::Unreachable { .. }
+            | Self::Stalled { .. }
+            | Self::BadAnswer { .. }
+            | Self::Ending { .. } => ErrorKind::Unavailable,
             Self::Unauthorized { .. } => ErrorKind::Unauthorized,
             Self::Missing { .. } | Self::NotPresent { .. } => ErrorKind::NotFound,
             Self::RateLimited { .. } => ErrorKind::RateLimited,

@@ -23,5 +23,6 @@ mod layers;
 mod pulls;
 mod real;
 mod registry;
+mod sharing;
 mod stores;
 mod tools;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -56,6 +57,10 @@ pub enum Answer {
     Endless(Vec<u8>),
     /// The body when the gate opens.
     Gated(watch::Receiver<bool>, Vec<u8>),
+    /// A part of the body, and the rest when the gate opens.
+    Stuck(watch::Receiver<bool>, Vec<u8>),
+    /// The body in parts of so many bytes, with so long a pause before each.
+    Slow(usize, Duration, Vec<u8>),
 }
 
 impl Answer {
@@ -185,6 +190,11 @@ async fn read_request(stream: &mut TcpStream) -> Option<Request> {
     })
 }
 
+fn whole(body: &[u8]) -> String {
+    let length = body.len();
+    format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n")
+}
+
 async fn write_answer(stream: &mut TcpStream, answer: Answer) -> std::io::Result<()> {
     let promise_more = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1000000000000\r\n\r\n";
     match answer {
@@ -214,12 +224,24 @@ async fn write_answer(stream: &mut TcpStream, answer: Answer) -> std::io::Result
         }
         Answer::Gated(mut gate, body) => {
             let _ = gate.wait_for(|open| *open).await;
-            let head = format!(
-                "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
-                body.len()
-            );
-            stream.write_all(head.as_bytes()).await?;
+            stream.write_all(whole(&body).as_bytes()).await?;
             stream.write_all(&body).await?;
+        }
+        Answer::Stuck(mut gate, body) => {
+            stream.write_all(whole(&body).as_bytes()).await?;
+            let (first, rest) = body.split_at(body.len() / 2);
+            stream.write_all(first).await?;
+            let _ = gate.wait_for(|open| *open).await;
+            stream.write_all(rest).await?;
+        }
+        Answer::Slow(part, pause, body) => {
+            stream.write_all(whole(&body).as_bytes()).await?;
+            for part in body.chunks(part) {
+                if !pause.is_zero() {
+                    tokio::time::sleep(pause).await;
+                }
+                stream.write_all(part).await?;
+            }
         }
     }
     stream.shutdown().await

@@ -112,7 +112,7 @@ async fn a_removed_image_in_use_is_there_for_its_user_after_a_restart() {
     let lease = store.lease(&store.resolve(&id).unwrap()).unwrap();
     store.remove(&id).await.unwrap();
     let image_id = lease.image().id;
-    store.freeze();
+    store.close().await;
     drop(lease);
     drop(store);
 
@@ -130,7 +130,7 @@ async fn a_removed_image_in_use_is_there_for_its_user_after_a_restart() {
     let (_registry, store, id) = pulled(&host).await;
     let lease = store.lease(&store.resolve(&id).unwrap()).unwrap();
     store.remove(&id).await.unwrap();
-    store.freeze();
+    store.close().await;
     drop(lease);
     drop(store);
     let store = host.open();

@@ -2,6 +2,7 @@
 
 use std::error::Error as _;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +23,9 @@ const MAX_REDIRECTS: usize = 5;
 
 /// The most bytes read of an error's or a token's body.
 const MAX_ANSWER_BYTES: u64 = 64 << 10;
+
+/// Parts in which a registry's silence is counted.
+const PARTS_OF_SILENCE: u32 = 8;
 
 /// All registries, and how this host speaks to them.
 #[derive(Debug)]
@@ -284,15 +288,23 @@ impl Session {
         Ok(body.into())
     }
 
+    /// Waits for the registry, but not longer than it may be silent.
+    ///
+    /// The time is counted in parts, each of which counts once however long it was: a process or a machine that was not
+    /// run for a while finds its timers expired before it has looked at what has come meanwhile.
     async fn in_time<T>(&self, what: &str, work: impl Future<Output = T>) -> Result<T, ImageError> {
-        tokio::time::timeout(self.stall, work)
-            .await
-            .map_err(|_| ImageError::Stalled {
-                reference: self.reference.to_string(),
-                registry: self.registry(),
-                what: what.to_owned(),
-                seconds: self.stall.as_secs(),
-            })
+        let mut work = pin!(work);
+        for _ in 0..PARTS_OF_SILENCE {
+            if let Ok(done) = tokio::time::timeout(self.stall / PARTS_OF_SILENCE, &mut work).await {
+                return Ok(done);
+            }
+        }
+        Err(ImageError::Stalled {
+            reference: self.reference.to_string(),
+            registry: self.registry(),
+            what: what.to_owned(),
+            seconds: self.stall.as_secs(),
+        })
     }
 
     /// The error that an answer other than 200 stands for.

@@ -14,7 +14,7 @@ use super::super::disk::Segment;
 use super::super::layer::Converted;
 use super::super::{DiffId, ImageError, ImageId, Layer};
 use super::index::Record;
-use super::lock;
+use super::{Work, lock};
 
 const SUFFIX: &str = ".erofs";
 
@@ -25,8 +25,12 @@ pub(super) struct LayerStore {
     whole: PathBuf,
     /// Layers that are being written, and those that are being deleted.
     incoming: PathBuf,
+    /// Held for memory alone, never for the disk: everybody takes it.
     present: Mutex<HashMap<DiffId, Present>>,
+    /// Held while a layer's file comes or goes, before `present`.
+    renaming: Mutex<()>,
     frozen: AtomicBool,
+    work: Work,
 }
 
 #[derive(Debug)]
@@ -46,12 +50,18 @@ pub(super) struct Checked {
 
 impl LayerStore {
     /// Opens the layers below `directory` and compares them with the index: what belongs to no record is deleted.
-    pub(super) fn open(directory: &Path, records: Vec<Record>) -> Result<(Self, Checked), ImageError> {
+    pub(super) fn open(
+        directory: &Path,
+        records: Vec<Record>,
+        work: Work,
+    ) -> Result<(Self, Checked), ImageError> {
         let store = Self {
             whole: directory.join("layers"),
             incoming: directory.join("incoming"),
             present: Mutex::default(),
+            renaming: Mutex::default(),
             frozen: AtomicBool::new(false),
+            work,
         };
         for path in [&store.whole, &store.incoming] {
             fs::create_dir_all(path).map_err(|error| ImageError::store("make", path, error))?;
@@ -103,7 +113,7 @@ impl LayerStore {
             .map_err(|error| ImageError::store("make a file in", &self.incoming, error))
     }
 
-    /// Makes a converted layer one of the store's: when this returns, it is on disk under its name.
+    /// Makes a converted layer one of the store's: when this returns, it is on disk under its name. Waits for the disk.
     pub(super) fn adopt(
         self: &Arc<Self>,
         temporary: NamedTempFile,
@@ -120,12 +130,18 @@ impl LayerStore {
             hides_lower: converted.hides_lower,
             implies_directories: converted.implies_directories,
         };
-        let mut present = lock(&self.present);
-        if let Some(held) = self.hold_in(&mut present, diff_id) {
+        let _renaming = lock(&self.renaming);
+        if let Some(held) = self.hold(diff_id) {
             return Ok(held);
         }
         temporary.persist(&path).map_err(|error| fail(error.error))?;
-        present.insert(
+        // The name must be on disk before the index can count on it.
+        let synced = File::open(&self.whole).and_then(|directory| directory.sync_all());
+        if let Err(error) = synced {
+            let _ = fs::remove_file(&path);
+            return Err(fail(error));
+        }
+        lock(&self.present).insert(
             diff_id,
             Present {
                 layer: layer.clone(),
@@ -133,28 +149,15 @@ impl LayerStore {
                 users: 1,
             },
         );
-        drop(present);
-        let held = HeldLayer {
+        Ok(HeldLayer {
             store: Arc::clone(self),
             layer,
-        };
-        // The name must be on disk before the index counts on it.
-        File::open(&self.whole)
-            .and_then(|directory| directory.sync_all())
-            .map_err(fail)?;
-        Ok(held)
+        })
     }
 
     /// The layer, if it is here, kept until the result is dropped.
     pub(super) fn hold(self: &Arc<Self>, diff_id: DiffId) -> Option<HeldLayer> {
-        self.hold_in(&mut lock(&self.present), diff_id)
-    }
-
-    fn hold_in(
-        self: &Arc<Self>,
-        present: &mut HashMap<DiffId, Present>,
-        diff_id: DiffId,
-    ) -> Option<HeldLayer> {
+        let mut present = lock(&self.present);
         let present = present.get_mut(&diff_id)?;
         present.users += 1;
         Some(HeldLayer {
@@ -163,27 +166,37 @@ impl LayerStore {
         })
     }
 
-    /// Counts one user less; the last one takes the layer's file away.
-    pub(super) fn release(&self, diff_id: DiffId) {
-        if self.is_frozen() {
-            return;
-        }
+    /// Counts one user less, if there are others.
+    fn release_shared(&self, diff_id: DiffId) -> bool {
         let mut present = lock(&self.present);
-        let Some(found) = present.get_mut(&diff_id) else {
-            return;
-        };
-        found.users = found.users.saturating_sub(1);
-        if found.users > 0 {
+        let shared = present.get_mut(&diff_id).filter(|present| present.users > 1);
+        shared.map(|present| present.users -= 1).is_some()
+    }
+
+    /// Counts one user less; the last one takes the layer's file away, and waits for the disk.
+    pub(super) fn release(&self, diff_id: DiffId) {
+        if self.release_shared(diff_id) || self.is_frozen() {
             return;
         }
-        present.remove(&diff_id);
-        // Renamed while nobody else looks, for the same layer may come again at once; deleted at leisure.
+        let renaming = lock(&self.renaming);
+        {
+            let mut present = lock(&self.present);
+            let Some(found) = present.get_mut(&diff_id) else {
+                return;
+            };
+            found.users = found.users.saturating_sub(1);
+            if found.users > 0 {
+                return;
+            }
+            present.remove(&diff_id);
+        }
+        // Renamed before the same layer can come again; deleted at leisure.
         let (path, doomed) = (
             self.path(diff_id),
             self.incoming.join(format!("deleted-{}", diff_id.hex())),
         );
         let renamed = fs::rename(&path, &doomed);
-        drop(present);
+        drop(renaming);
         if let Err(error) = renamed.and_then(|()| fs::remove_file(&doomed)) {
             tracing::warn!(path = %path.display(), %error, "a layer without users stays until the next start");
         }
@@ -251,7 +264,20 @@ impl HeldLayer {
 
 impl Drop for HeldLayer {
     fn drop(&mut self) {
-        self.store.release(self.layer.diff_id);
+        let diff_id = self.layer.diff_id;
+        if self.store.release_shared(diff_id) {
+            return;
+        }
+        let (store, working) = (Arc::clone(&self.store), self.store.work.begin());
+        let release = move || {
+            store.release(diff_id);
+            drop(working);
+        };
+        // The disk is not waited for where a pull is given up.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(release)),
+            Err(_) => release(),
+        }
     }
 }
 

@@ -9,10 +9,12 @@
 //! by images, by pulls under way, and by [`ImageLease`]s. The last user takes a layer's file with it.
 
 mod catalogue;
+mod download;
 mod index;
 mod layers;
 mod lease;
 mod pull;
+mod work;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -23,9 +25,11 @@ use super::disk::{Partition, PartitionTable, sealed_memory};
 use super::registry::{Registries, install_crypto_provider};
 use super::{Credentials, Image, ImageConfig, ImageDisk, ImageError, ImageId, Reference};
 use catalogue::Catalogue;
+use download::Downloads;
 use index::{Index, Record};
 use layers::LayerStore;
 pub use lease::ImageLease;
+use work::Work;
 
 /// The images of this host.
 #[derive(Debug)]
@@ -34,7 +38,8 @@ pub struct ImageStore {
     config: ImageConfig,
     registries: Registries,
     layers: Arc<LayerStore>,
-    downloads: pull::Downloads,
+    downloads: Downloads,
+    work: Work,
     index: Index,
     catalogue: RwLock<Catalogue>,
     /// Held while index and catalogue are changed together, which waits for the disk.
@@ -62,17 +67,20 @@ impl ImageStore {
         install_crypto_provider();
         let directory = root.join("images");
         let index = Index::open(database)?;
-        let (layers, records) = LayerStore::open(&directory, index.load()?)?;
+        let work = Work::default();
+        let (layers, records) = LayerStore::open(&directory, index.load()?, work.clone())?;
         for lost in records.lost {
             tracing::warn!(image = %lost, "forgetting an image whose layers are missing or damaged; pull it again");
             index.delete(lost)?;
         }
+        let layers = Arc::new(layers);
         Ok(Arc::new(Self {
             directory,
             registries: Registries::new(config.clone()),
             config,
-            layers: Arc::new(layers),
-            downloads: pull::Downloads::default(),
+            downloads: Downloads::new(Arc::clone(&layers), work.clone()),
+            layers,
+            work,
             index,
             catalogue: RwLock::new(Catalogue::new(records.whole)),
             changes: Mutex::new(()),
@@ -88,7 +96,12 @@ impl ImageStore {
         reference: &Reference,
         credentials: Option<Credentials>,
     ) -> Result<ImageId, ImageError> {
-        pull::pull(self, reference, credentials).await
+        let _working = self.work.begin();
+        tokio::select! {
+            biased;
+            () = self.work.ending() => Err(ImageError::Ending { reference: reference.to_string() }),
+            pulled = pull::pull(self, reference, credentials) => pulled,
+        }
     }
 
     /// All images, in the order of their IDs.
@@ -108,7 +121,7 @@ impl ImageStore {
     pub async fn remove(self: &Arc<Self>, name: &str) -> Result<(), ImageError> {
         let store = Arc::clone(self);
         let name = name.to_owned();
-        blocking(move || store.remove_now(&name)).await
+        self.work.blocking(move || store.remove_now(&name)).await
     }
 
     /// Disk space that images take, from memory.
@@ -146,12 +159,14 @@ impl ImageStore {
     /// Deletes removed images that nobody uses. Call it when all containers have their leases back after a start.
     pub async fn collect(self: &Arc<Self>) -> Result<(), ImageError> {
         let store = Arc::clone(self);
-        blocking(move || store.collect_now()).await
+        self.work.blocking(move || store.collect_now()).await
     }
 
-    /// Stops deleting. Call it before the daemon ends, so that giving up its leases does not take layers from pods
-    /// that live on.
-    pub fn freeze(&self) {
+    /// Ends the store's work in good order, before the daemon ends: pulls are given up and take what they had made
+    /// with them, changes that were begun are finished. From then on nothing is deleted any more, so that the leases
+    /// that are given up with the daemon take no layers from pods that live on.
+    pub async fn close(&self) {
+        self.work.end().await;
         self.layers.freeze();
     }
 
@@ -261,17 +276,4 @@ impl ImageStore {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Runs `work` where it may wait for the disk.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
-) -> Result<T, ImageError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(ImageError::Interrupted {
-            reference: "store".into(),
-            reason: format!("its work was broken off: {error}"),
-        }),
-    }
 }

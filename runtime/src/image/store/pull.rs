@@ -1,27 +1,20 @@
 //! A pull: manifest, configuration, then the layers side by side.
 
-use std::collections::HashMap;
 use std::fs::File;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use futures_util::future::{BoxFuture, Shared, WeakShared};
-use futures_util::{FutureExt, StreamExt, TryStreamExt};
-use tokio::sync::mpsc;
+use futures_util::{StreamExt, TryStreamExt};
 
-use super::super::layer::{
-    Converted, ExpectedLayer, LayerError, LayerLimits, Piece, convert, settle_directories,
-};
+use super::super::layer::{Converted, ExpectedLayer, LayerLimits, settle_directories};
 use super::super::registry::{
     Descriptor, DocumentError, Manifest, PLATFORM, ParsedConfig, Session, parse_config, parse_manifest,
 };
 use super::super::{
     Credentials, DiffId, Digest, Image, ImageConfig, ImageError, ImageId, Layer, Reference, Version,
 };
-use super::layers::{HeldLayer, LayerStore};
-use super::{ImageStore, blocking, lock};
-
-/// Pieces of a layer between the network and its conversion.
-const QUEUED_PIECES: usize = 16;
+use super::ImageStore;
+use super::download::Order;
+use super::layers::HeldLayer;
 
 /// Indexes may list indexes; nobody nests them deeper.
 const MAX_INDEX_DEPTH: usize = 3;
@@ -55,13 +48,19 @@ pub(super) async fn pull(
     let (config_json, parsed) = pull.image_config(&config).await?;
     let expected = pull.expected_layers(&layers, &parsed.diff_ids)?;
 
+    let order = |layer| Order {
+        reference: reference.to_string(),
+        session: Arc::clone(&pull.session),
+        layer,
+        limits: LayerLimits::from(&store.config),
+    };
     let mut held: Vec<HeldLayer> = futures_util::stream::iter(expected)
-        .map(|expected| store.downloads.layer(store, &pull, expected))
+        .map(|expected| store.downloads.layer(order(expected)))
         .buffered(store.config.parallel_layers)
         .try_collect()
         .await?;
 
-    let directories = settled_directories(&store.layers, &held).await?;
+    let directories = settled_directories(store, &held).await?;
     let image = Image {
         id: ImageId(config.digest),
         repo_tags: Vec::new(),
@@ -83,41 +82,43 @@ pub(super) async fn pull(
         digest: reference.with_digest(digest).to_string(),
     };
     let recording = Arc::clone(store);
-    let id = blocking(move || recording.record(pulled)).await?;
+    let id = store.work.blocking(move || recording.record(pulled)).await?;
     tracing::info!(%reference, image = %id, size_bytes, elapsed = ?started.elapsed(), "pulled");
     Ok(id)
 }
 
 /// The layer that gives directories the attributes they have in the image, if one is needed.
 async fn settled_directories(
-    layers: &Arc<LayerStore>,
+    store: &ImageStore,
     held: &[HeldLayer],
 ) -> Result<Option<HeldLayer>, ImageError> {
     if held.len() < 2 {
         return Ok(None);
     }
     let described: Vec<_> = held.iter().map(|held| held.layer().clone()).collect();
-    let layers = Arc::clone(layers);
-    blocking(move || {
-        let open = |layer: &Layer| Ok((File::from(layers.blob(layer)?.file), layer.implies_directories));
-        let files = described.iter().map(open).collect::<Result<_, ImageError>>()?;
-        let temporary = layers.new_blob()?;
-        let fail = |error| ImageError::store("write directories to", temporary.path(), error);
-        let settled = settle_directories(files, temporary.reopen().map_err(fail)?).map_err(fail)?;
-        let Some((file, blob_bytes)) = settled else {
-            return Ok(None);
-        };
-        let digest = Digest::of(&std::fs::read(temporary.path()).map_err(fail)?);
-        let converted = Converted {
-            file,
-            blob_bytes,
-            hides_lower: false,
-            implies_directories: false,
-            entries: 0,
-        };
-        layers.adopt(temporary, &converted, digest).map(Some)
-    })
-    .await
+    let layers = Arc::clone(&store.layers);
+    store
+        .work
+        .blocking(move || {
+            let open = |layer: &Layer| Ok((File::from(layers.blob(layer)?.file), layer.implies_directories));
+            let files = described.iter().map(open).collect::<Result<_, ImageError>>()?;
+            let temporary = layers.new_blob()?;
+            let fail = |error| ImageError::store("write directories to", temporary.path(), error);
+            let settled = settle_directories(files, temporary.reopen().map_err(fail)?).map_err(fail)?;
+            let Some((file, blob_bytes)) = settled else {
+                return Ok(None);
+            };
+            let digest = Digest::of(&std::fs::read(temporary.path()).map_err(fail)?);
+            let converted = Converted {
+                file,
+                blob_bytes,
+                hides_lower: false,
+                implies_directories: false,
+                entries: 0,
+            };
+            layers.adopt(temporary, &converted, digest).map(Some)
+        })
+        .await
 }
 
 /// What one pull works with.
@@ -252,121 +253,5 @@ impl Pull<'_> {
                 }
             }
         }
-    }
-}
-
-/// The outcome of a download, for all who wait for it.
-type Outcome = Result<Arc<HeldLayer>, ImageError>;
-
-/// The downloads under way, each for any number of pulls. One that nobody waits for any more is given up.
-#[derive(Debug, Default)]
-pub(super) struct Downloads {
-    under_way: Mutex<HashMap<DiffId, WeakShared<BoxFuture<'static, Outcome>>>>,
-}
-
-impl Downloads {
-    /// The layer, downloaded if it is not here.
-    async fn layer(
-        &self,
-        store: &Arc<ImageStore>,
-        pull: &Pull<'_>,
-        expected: ExpectedLayer,
-    ) -> Result<HeldLayer, ImageError> {
-        let diff_id = expected.diff_id;
-        loop {
-            if let Some(held) = store.layers.hold(diff_id) {
-                return Ok(held);
-            }
-            let (download, is_own) = self.join(diff_id, || start(store, pull, &expected));
-            match download.await {
-                // Taken once more, for this pull alone; the outcome goes with the last who waited.
-                Ok(outcome) => {
-                    if let Some(held) = store.layers.hold(outcome.layer().diff_id) {
-                        return Ok(held);
-                    }
-                }
-                Err(error) if is_own => return Err(error),
-                // Another pull's registry or credentials may have been at fault: try with our own.
-                Err(error) => tracing::debug!(layer = %diff_id, %error, "another pull's download failed"),
-            }
-        }
-    }
-
-    fn join(
-        &self,
-        diff_id: DiffId,
-        start: impl FnOnce() -> BoxFuture<'static, Outcome>,
-    ) -> (Shared<BoxFuture<'static, Outcome>>, bool) {
-        let mut under_way = lock(&self.under_way);
-        if let Some(download) = under_way.get(&diff_id).and_then(WeakShared::upgrade)
-            && download.peek().is_none()
-        {
-            return (download, false);
-        }
-        under_way.retain(|_, download| download.upgrade().is_some());
-        let download = start().shared();
-        if let Some(weak) = download.downgrade() {
-            under_way.insert(diff_id, weak);
-        }
-        (download, true)
-    }
-}
-
-fn start(store: &ImageStore, pull: &Pull<'_>, expected: &ExpectedLayer) -> BoxFuture<'static, Outcome> {
-    let layers = Arc::clone(&store.layers);
-    let session = Arc::clone(&pull.session);
-    let limits = LayerLimits::from(&store.config);
-    let (reference, expected) = (pull.reference.to_string(), expected.clone());
-    async move {
-        download(layers, &session, reference, expected, limits)
-            .await
-            .map(Arc::new)
-    }
-    .boxed()
-}
-
-/// Downloads one layer straight into its conversion.
-async fn download(
-    layers: Arc<LayerStore>,
-    session: &Session,
-    reference: String,
-    expected: ExpectedLayer,
-    limits: LayerLimits,
-) -> Result<HeldLayer, ImageError> {
-    let layer = expected.blob;
-    let (sender, pieces) = mpsc::channel(QUEUED_PIECES);
-    let conversion = blocking(move || {
-        let temporary = layers.new_blob()?;
-        let fail = |error| ImageError::Layer {
-            reference,
-            layer,
-            error: Box::new(error),
-        };
-        let file = temporary
-            .reopen()
-            .map_err(|error| ImageError::store("open", temporary.path(), error))?;
-        let converted = convert(pieces, file, &expected, limits).map_err(fail)?;
-        layers.adopt(temporary, &converted, expected.diff_id)
-    });
-    let transfer = async move {
-        // Ends with this block, whatever comes of it, and the conversion with it: so both always end.
-        let sender = sender;
-        let mut stream = session.blob_stream(layer, &format!("layer {layer}")).await?;
-        while let Some(bytes) = stream.next().await? {
-            if sender.send(Piece::Data(bytes)).await.is_err() {
-                // The conversion has ended, and knows why.
-                return Ok(());
-            }
-        }
-        let _ = sender.send(Piece::End).await;
-        Ok::<(), ImageError>(())
-    };
-    let (transferred, converted) = futures_util::join!(transfer, conversion);
-    match (transferred, converted) {
-        // The conversion was merely told that no more comes.
-        (Err(cause), Err(ImageError::Layer { error, .. })) if matches!(*error, LayerError::Cancelled) => {
-            Err(cause)
-        }
-        (_, converted) => converted,
     }
 }
