@@ -155,9 +155,16 @@ mod tests {
 
     #[test]
     fn limits_out_of_range_are_named() {
-        let config: ImageConfig = toml::from_str("max_image_layers = 255").unwrap();
-        let error = config.validate().unwrap_err().to_string();
-        assert_eq!(error, "images.max_image_layers = 255 must be 1 to 254");
+        let config = |layers| ImageConfig {
+            max_image_layers: layers,
+            ..ImageConfig::default()
+        };
+        config(MAX_LAYERS).validate().unwrap();
+        let (error, above) = (config(MAX_LAYERS + 1).validate().unwrap_err(), MAX_LAYERS + 1);
+        let expected = format!("images.max_image_layers = {above} must be 1 to {MAX_LAYERS}");
+        assert_eq!(error.to_string(), expected);
+        let documented = format!("# Most layers of an image, at most {MAX_LAYERS}.\n");
+        assert!(crate::config::DEFAULT_TEXT.contains(&documented));
     }
 
     #[test]

@@ -226,11 +226,12 @@ async fn adopt(daemon: &Arc<Daemon>, pod: &Arc<Pod>, found: Found, containers: &
         containers: running,
     } = found;
     pod.change(|state| state.machine = Some(Arc::clone(&machine)));
-    let images = daemon.images.list().into_iter().map(|image| image.id);
+    // A machine may have the disk of an image that was removed, with no container of it left.
+    let kept = daemon.images.kept().into_iter();
     let used = containers
         .iter()
         .filter_map(|container| container.image.id.parse::<ImageId>().ok());
-    let on_the_bus: HashSet<ImageId> = images
+    let on_the_bus: HashSet<ImageId> = kept
         .chain(used)
         .filter(|image| disks.contains(&disk::serial(*image)))
         .collect();

@@ -17,6 +17,7 @@ use bulkhead_runtime::{
     config::Config,
     cri::server::serve,
     daemon::{Daemon, StartError},
+    image::ImageStore,
     sandbox::host::Host,
 };
 use hyper_util::rt::TokioIo;
@@ -76,7 +77,7 @@ pub struct Node {
     pub directory: tempfile::TempDir,
     pub host: Arc<FakeHost>,
     pub config: Config,
-    daemon: Option<Runtime>,
+    daemon: Option<(Runtime, Arc<ImageStore>)>,
     client: Runtime,
     pub channel: Channel,
     pub image: String,
@@ -158,13 +159,14 @@ impl Node {
         let daemon = runtime
             .block_on(Daemon::start(self.config.clone(), Arc::clone(&self.host) as _))
             .unwrap();
+        let images = Arc::clone(&daemon.images);
         let (ready, is_ready) = std::sync::mpsc::channel();
         runtime.spawn(async move {
             let told = || ready.send(()).unwrap();
             serve(daemon, told, std::future::pending()).await.unwrap();
         });
         is_ready.recv_timeout(PATIENCE).unwrap();
-        self.daemon = Some(runtime);
+        self.daemon = Some((runtime, images));
     }
 
     /// A second daemon on the same directories.
@@ -175,7 +177,10 @@ impl Node {
 
     /// Ends the daemon at once: nothing it does is finished, nothing it holds is given back.
     pub fn kill(&mut self) {
-        let runtime = self.daemon.take().unwrap();
+        let (runtime, images) = self.daemon.take().unwrap();
+        // A process that is killed gives back no leases, but what is dropped in this one would.
+        runtime.block_on(images.close());
+        drop(images);
         runtime.shutdown_timeout(Duration::from_secs(5));
     }
 
@@ -190,6 +195,29 @@ impl Node {
         self.images(async |mut c| c.pull_image(request).await)
             .unwrap()
             .image_ref
+    }
+
+    pub fn remove_image(&self) {
+        let request = RemoveImageRequest {
+            image: Some(ImageSpec {
+                image: self.image.clone(),
+                ..Default::default()
+            }),
+        };
+        self.images(async |mut c| c.remove_image(request).await).unwrap();
+    }
+
+    pub fn listed_images(&self) -> Vec<Image> {
+        self.images(async |mut c| c.list_images(ListImagesRequest::default()).await)
+            .unwrap()
+            .images
+    }
+
+    /// How many converted layers are on disk.
+    pub fn layers(&self) -> usize {
+        fs::read_dir(self.config.root.join("images/layers"))
+            .unwrap()
+            .count()
     }
 
     /// Calls RuntimeService.

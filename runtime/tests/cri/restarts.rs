@@ -99,6 +99,48 @@ fn a_machine_that_ended_while_the_daemon_was_away_is_known() {
 }
 
 #[test]
+fn layers_outlive_their_image_and_the_daemon_while_a_container_uses_them() {
+    let mut node = Node::new();
+    let pod = node.run_pod("p");
+    let id = node.run(&pod, "c", &["run"]);
+    // Removed before the daemon ends, and after.
+    for removed_first in [true, false] {
+        if removed_first {
+            node.remove_image();
+        }
+        node.kill();
+        let stray = node
+            .config
+            .root
+            .join("images/layers")
+            .join("ab".repeat(32) + ".erofs");
+        fs::write(&stray, "no image's").unwrap();
+        node.start();
+        assert!(!stray.exists(), "what belongs to no image goes");
+        assert_eq!(node.listed_images().len(), usize::from(!removed_first));
+        node.remove_image();
+        assert_eq!((node.layers(), node.listed_images().len()), (1, 0));
+        assert_eq!(node.exec(&id, &["say", "on"], 10).unwrap().stdout, b"on\n");
+        node.pull();
+    }
+
+    // The pod's machine keeps the disk when the container is gone, and a new container finds it there.
+    node.remove_container(&id).unwrap();
+    node.remove_image();
+    node.kill();
+    node.start();
+    assert_eq!((node.layers(), node.listed_images().len()), (1, 0));
+    node.pull();
+    node.run(&pod, "another", &["run"]);
+    node.remove_image();
+    assert_eq!(node.layers(), 1);
+    node.remove_pod(&pod).unwrap();
+    until("the layer to go with its last user", || {
+        (node.layers() == 0).then_some(())
+    });
+}
+
+#[test]
 fn a_pod_that_was_being_made_is_undone() {
     let mut node = Node::with("silent");
     let channel = node.channel.clone();

@@ -39,6 +39,11 @@ impl Catalogue {
             .collect()
     }
 
+    /// The IDs of all images, removed ones that are still in use included.
+    pub(super) fn ids(&self) -> Vec<ImageId> {
+        self.images.keys().copied().collect()
+    }
+
     pub(super) fn resolve(&self, name: &str) -> Option<Arc<Image>> {
         if let Ok(id) = name.parse::<ImageId>() {
             return self.present(id);

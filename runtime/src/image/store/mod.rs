@@ -109,6 +109,11 @@ impl ImageStore {
         self.read().list()
     }
 
+    /// The IDs of all images whose layers are here: those that are listed, and those that were removed while in use.
+    pub fn kept(&self) -> Vec<ImageId> {
+        self.read().ids()
+    }
+
     /// The image that `name` means: its ID in full, with or without `sha256:`, a beginning of it that no other image
     /// has, or a reference by tag or digest.
     pub fn resolve(&self, name: &str) -> Option<Arc<Image>> {

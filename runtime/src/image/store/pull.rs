@@ -66,6 +66,7 @@ pub(super) async fn pull(
         repo_tags: Vec::new(),
         repo_digests: Vec::new(),
         size_bytes: 0,
+        // A pod has no image of its own that would have to be kept from the kubelet's collector.
         pinned: false,
         config: parsed.defaults,
         layers: held.iter().map(|held| held.layer().clone()).collect(),
