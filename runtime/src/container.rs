@@ -35,6 +35,7 @@ use crate::{
 };
 
 pub use error::ContainerError;
+pub(crate) use streams::StreamError;
 
 /// A container. What does not change in its life is in its fields.
 #[derive(Debug)]

@@ -41,8 +41,8 @@ pub enum StreamError {
     #[error("the pod's agent refuses a stream: {0}")]
     Refused(String),
     /// The agent said nothing.
-    #[error("the pod's agent does not answer a stream")]
-    Silent,
+    #[error("the pod's agent has not answered a stream within {} s; stop the pod, or raise `timeouts.agent_seconds`", .0.as_secs())]
+    Silent(Duration),
 }
 
 /// An output stream of a process.
@@ -79,7 +79,7 @@ impl OutputStream {
         };
         tokio::time::timeout(agent.timeout(), Self::handshake(agent, &header))
             .await
-            .unwrap_or(Err(StreamError::Silent))
+            .unwrap_or(Err(StreamError::Silent(agent.timeout())))
     }
 
     async fn handshake(agent: &Agent, header: &StreamHeader) -> Result<Self, StreamError> {

@@ -8,7 +8,7 @@ use std::io;
 use tonic::{Code, Status};
 
 use crate::{
-    container::ContainerError,
+    container::{ContainerError, StreamError},
     image::{CredentialsError, ErrorKind, ImageError, ReferenceError},
     refusal::Refusal,
     sandbox::{PodError, agent::AgentError, machine::MachineError, scratch::ScratchError},
@@ -139,7 +139,12 @@ fn container_code(error: &ContainerError) -> Code {
         ContainerError::Image(error) => image_code(error.kind()),
         ContainerError::State { .. } => Code::FailedPrecondition,
         ContainerError::Agent { source, .. } => agent_code(source),
-        ContainerError::Timeout { .. } | ContainerError::Unkillable { .. } => Code::DeadlineExceeded,
+        ContainerError::Timeout { .. }
+        | ContainerError::Unkillable { .. }
+        | ContainerError::Stream {
+            source: StreamError::Silent(_),
+            ..
+        } => Code::DeadlineExceeded,
         ContainerError::Attach { .. }
         | ContainerError::Log { .. }
         | ContainerError::Stream { .. }
