@@ -10,5 +10,6 @@
 mod bare;
 mod bare_metal;
 mod linux;
+mod network;
 mod running;
 mod save_restore;
