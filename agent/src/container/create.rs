@@ -39,7 +39,7 @@ use crate::{
     init::log,
     io::{registry::ProcessName, terminal::Terminal},
     stats::writable_layer::LayerUsage,
-    storage::{filesystem, layers::Layer, overlay::Overlay, scratch::WritableLayer, tree},
+    storage::{disks::DiskPart, filesystem, layers::Layer, overlay::Overlay, scratch::WritableLayer, tree},
     sys::device_filter,
 };
 
@@ -62,10 +62,15 @@ impl Engine {
         sandbox: &Sandbox,
     ) -> Result<ResolvedUser, ContainerError> {
         let reservation = self.table.reserve(&spec.id)?;
-        let mut layers = Vec::with_capacity(spec.layers.len());
-        for layer in &spec.layers {
-            layers.push(self.layers.use_layer(&layer.disk, layer.partition).await?);
-        }
+        let parts: Vec<DiskPart> = spec
+            .layers
+            .iter()
+            .map(|layer| DiskPart {
+                serial: layer.disk.clone(),
+                partition: Some(layer.partition),
+            })
+            .collect();
+        let layers = self.layers.use_all(&parts, &self.reaper).await?;
         let uppermost = layers.last().map(Layer::path).unwrap_or_default();
         let writable = WritableLayer::create(&spec.id, &uppermost)?;
         let mut unfinished = Unfinished::default();

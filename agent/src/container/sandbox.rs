@@ -21,7 +21,7 @@ use super::{
     sysctl::{self, SysctlError},
 };
 use crate::{
-    init::{clock, log},
+    init::{clock, log, reaper::Reaper},
     storage::{
         filesystem::{self, FilesystemError},
         scratch::{Scratch, ScratchError},
@@ -97,7 +97,7 @@ impl Drop for Mounted {
 
 impl Sandbox {
     /// Prepares the pod. Where it fails nothing of it stays.
-    pub async fn configure(request: &ConfigureSandboxRequest) -> Result<Self, SandboxError> {
+    pub async fn configure(request: &ConfigureSandboxRequest, reaper: &Reaper) -> Result<Self, SandboxError> {
         if request.hostname.len() > HOSTNAME_BYTES {
             return Err(SandboxError::LongHostname(request.hostname.clone()));
         }
@@ -106,7 +106,7 @@ impl Sandbox {
         }
         clock::set_realtime_ns(request.realtime_ns).map_err(step("set the clock"))?;
         Cgroup::prepare_pod()?;
-        let scratch = Scratch::mount(&request.scratch_disk).await?;
+        let scratch = Scratch::mount(&request.scratch_disk, reaper).await?;
 
         let shm_bytes = match request.shm_size {
             0 => SHM_BYTES,

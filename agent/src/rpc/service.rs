@@ -72,7 +72,7 @@ impl AgentService {
             }
             *state = SandboxState::Configuring;
         }
-        let result = Sandbox::configure(&request).await;
+        let result = Sandbox::configure(&request, &self.engine.reaper).await;
         let mut state = self.sandbox.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
             Ok(sandbox) => {

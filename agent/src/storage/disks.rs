@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::timeout;
 
-use crate::init::uevents::Uevents;
+use crate::init::{offload::offload, reaper::Reaper, uevents::Uevents};
 
 /// The kernel's list of disks.
 const DISKS: &str = "/sys/block";
@@ -63,7 +63,7 @@ pub struct DiskPart {
 }
 
 /// The device node of `part`. A disk that is not there yet is looked for on the bus and waited for.
-pub async fn find(part: &DiskPart) -> Result<PathBuf, DiskError> {
+pub async fn find(part: &DiskPart, reaper: &Reaper) -> Result<PathBuf, DiskError> {
     let serial = &part.serial;
     let printable = serial.bytes().all(|byte| byte.is_ascii_graphic());
     if !(1..=SERIAL_BYTES).contains(&serial.len()) || !printable {
@@ -78,7 +78,9 @@ pub async fn find(part: &DiskPart) -> Result<PathBuf, DiskError> {
     }
     // Before the rescan, so that no announcement is missed.
     let uevents = Uevents::listen().map_err(look_error)?;
-    if let Err(error) = fs::write(RESCAN, "1")
+    // The kernel sets every new device up and reads its partition table before the write is done.
+    let rescanned = offload(reaper, || fs::write(RESCAN, "1").map(|()| Vec::new())).await;
+    if let Err(error) = rescanned
         && error.kind() != io::ErrorKind::NotFound
     {
         return Err(look_error(error));
@@ -174,9 +176,13 @@ mod tests {
 
     #[tokio::test]
     async fn what_cannot_be_a_serial_is_not_looked_for() {
+        let reaper = Reaper::start().unwrap();
         for bad in ["", "a b", "twenty-one-characters", "a\n"] {
             assert!(
-                matches!(find(&part(bad, None)).await, Err(DiskError::BadSerial(_))),
+                matches!(
+                    find(&part(bad, None), &reaper).await,
+                    Err(DiskError::BadSerial(_))
+                ),
                 "{bad:?}"
             );
         }

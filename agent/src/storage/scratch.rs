@@ -12,7 +12,7 @@ use super::{
     disks::{self, DiskError, DiskPart},
     filesystem::{self, FilesystemError},
 };
-use crate::init::log;
+use crate::init::{log, reaper::Reaper};
 
 /// Where it is mounted.
 pub const SCRATCH: &str = "/run/scratch";
@@ -52,12 +52,12 @@ impl Scratch {
     ///
     /// Nothing on it outlives the machine, so it goes without write barriers; and its inode tables need no zeroing by a
     /// thread in the background, since the host made the disk as a file of holes.
-    pub async fn mount(serial: &str) -> Result<Self, ScratchError> {
-        let node = disks::find(&DiskPart {
+    pub async fn mount(serial: &str, reaper: &Reaper) -> Result<Self, ScratchError> {
+        let disk = DiskPart {
             serial: serial.to_owned(),
             partition: None,
-        })
-        .await?;
+        };
+        let node = disks::find(&disk, reaper).await?;
         let node = node.to_string_lossy();
         let options = [
             ("source", Some(&*node)),

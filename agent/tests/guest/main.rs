@@ -115,6 +115,7 @@ tests! {
             a_new_connection_goes_on_where_the_old_one_ended,
             stdin_is_passed_on_and_closed,
             a_host_that_dies_does_not_close_stdin,
+            a_container_that_waits_for_its_disk_holds_up_no_other,
             a_terminal_has_a_size_and_an_echo,
             bad_connections_are_refused,
             a_process_without_streams_has_dev_null;

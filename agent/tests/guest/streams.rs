@@ -7,10 +7,11 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::timeout,
 };
+use tonic::Code;
 
 use crate::{
     guest::SharedGuest,
-    host::{Host, bind, container, read_all, shell},
+    host::{Host, assert_refused, bind, container, read_all, shell},
 };
 
 /// Long enough for anything that is going to happen to have happened.
@@ -170,6 +171,41 @@ pub async fn a_host_that_dies_does_not_close_stdin(guest: SharedGuest) {
     let rest = read_all(stdout, 4).await.unwrap();
     assert_eq!(String::from_utf8(rest).unwrap(), "two\nend\n");
     host.remove("c1").await.unwrap();
+}
+
+pub async fn a_container_that_waits_for_its_disk_holds_up_no_other(guest: SharedGuest) {
+    let host = Host::new(guest).await;
+    let mut process = one_stream("cat");
+    process.stdin = true;
+    host.create(container("c1", process)).await.unwrap();
+    let mut stdin = host.stream("c1", "", StreamKind::Stdin, 0).await.unwrap();
+    let mut stdout = host.stream("c1", "", StreamKind::Stdout, 0).await.unwrap();
+    host.start("c1").await.unwrap();
+
+    let mut waiting = container("c2", shell("true"));
+    waiting.layers[0].disk = "never".to_owned();
+    let create = host.create(waiting);
+    let others = async {
+        for round in 0..50_u8 {
+            stdin.write_all(&[round; 1000]).await.unwrap();
+            let mut back = [0; 1000];
+            stdout.read_exact(&mut back).await.unwrap();
+            assert_eq!(back, [round; 1000]);
+        }
+        stdout.write_all(&50_000_u64.to_le_bytes()).await.unwrap();
+        host.signal("c1", "", 9, false).await.unwrap();
+        let status = host.wait("c1", "").await.unwrap();
+        assert_eq!(status.how, Some(How::Signaled(9)));
+        host.remove("c1").await.unwrap();
+    };
+    // The one that waits is asked for first, and still waits when the others are done.
+    tokio::pin!(create);
+    tokio::select! {
+        biased;
+        created = &mut create => panic!("it did not wait: {created:?}"),
+        () = others => {}
+    }
+    assert_refused(create.await, Code::NotFound, "there is no disk with serial never");
 }
 
 pub async fn a_terminal_has_a_size_and_an_echo(guest: SharedGuest) {
