@@ -5,7 +5,7 @@ use std::{
     future::Future,
     io::{self, IoSliceMut},
     mem::MaybeUninit,
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     pin::Pin,
     process::Stdio,
@@ -17,8 +17,11 @@ use std::{
 };
 
 use bulkhead_proto::agent::{DOORBELL_PORT, HelloResponse, wire};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use serde_json::json;
+use rustix::{
+    io::{FdFlags, fcntl_setfd},
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
+};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, Interest},
@@ -45,16 +48,24 @@ pub struct Machine {
 
 /// Boots one and waits until the agent is there.
 pub async fn start() -> SharedGuest {
-    start_with("console=hvc0").await
+    start_with("console=hvc0", json!([])).await
+}
+
+/// Boots one with a network interface of hardware address `mac` on `tap`.
+pub async fn start_on_tap(tap: OwnedFd, mac: &str) -> SharedGuest {
+    // Inherited by the VMM under the same number.
+    fcntl_setfd(&tap, FdFlags::empty()).unwrap();
+    let nets = json!([{"tap": tap.as_raw_fd(), "mac": mac, "mtu": 1500}]);
+    start_with("console=hvc0", nets).await
 }
 
 /// Boots one whose kernel has no console, so that the agent is started without descriptors 0 to 2.
 pub async fn start_without_console() -> SharedGuest {
-    start_with("quiet").await
+    start_with("quiet", json!([])).await
 }
 
-async fn start_with(cmdline: &str) -> SharedGuest {
-    let (mut process, directory) = boot(cmdline).await;
+async fn start_with(cmdline: &str, nets: Value) -> SharedGuest {
+    let (mut process, directory) = boot(cmdline, nets).await;
     let doorbell = listen(&directory.path().join("vsock"), &mut process).await;
     let rung = tokio::time::timeout(PATIENCE, receive_hello(&doorbell)).await;
     let Ok(hello) = rung else {
@@ -73,7 +84,7 @@ async fn start_with(cmdline: &str) -> SharedGuest {
 
 /// Boots one whose agent does not get as far as to serve. Gives how the machine ended, and its console.
 pub async fn boot_to_its_end(cmdline: &str) -> (std::process::ExitStatus, String) {
-    let (mut process, directory) = boot(cmdline).await;
+    let (mut process, directory) = boot(cmdline, json!([])).await;
     let ended = tokio::time::timeout(PATIENCE, process.wait()).await;
     let console = console(&directory);
     let Ok(status) = ended else {
@@ -82,7 +93,7 @@ pub async fn boot_to_its_end(cmdline: &str) -> (std::process::ExitStatus, String
     (status.unwrap(), console)
 }
 
-async fn boot(cmdline: &str) -> (Child, TempDir) {
+async fn boot(cmdline: &str, nets: Value) -> (Child, TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
     disk::scratch(&path("scratch.disk"));
@@ -102,6 +113,7 @@ async fn boot(cmdline: &str) -> (Child, TempDir) {
             disk("scratch", "read_write", &path("scratch.disk")),
             disk("image", "read_only", &disk::image().path),
         ],
+        "nets": nets,
         "vsock": {"cid": 3, "socket": {"path": path("vsock")}},
         "console": {"file": {"path": path("console")}, "max_bytes": 1 << 20},
         "exit_report": {"path": path("exit")},

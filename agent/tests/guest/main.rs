@@ -25,6 +25,7 @@ mod namespaces;
 mod network;
 mod pod;
 mod streams;
+mod tap;
 mod users;
 
 macro_rules! tests {
@@ -147,6 +148,12 @@ mod in_a_machine_only {
         crate::guest::test(crate::machine::start_without_console, |guest| {
             Box::pin(crate::containers::a_container_runs_and_its_output_and_exit_code_arrive(guest))
         });
+    }
+
+    #[test]
+    #[ignore = "boots a virtual machine: runs in the node with KVM"]
+    fn a_container_speaks_with_hosts_over_a_tap() {
+        crate::tap::test();
     }
 
     #[test]

@@ -145,7 +145,8 @@ pub async fn interfaces_routes_and_neighbours_are_set(guest: SharedGuest) {
     .await;
 }
 
-fn route(destination: &str, gateway: &str, interface: &str) -> agent::Route {
+/// A route without more than it needs.
+pub fn route(destination: &str, gateway: &str, interface: &str) -> agent::Route {
     agent::Route {
         destination: destination.to_owned(),
         gateway: gateway.to_owned(),
