@@ -16,6 +16,7 @@
 //! bit and four bytes for each chunk of every file that uses them). Instead runs of zeros are left unwritten, so that the host's file
 //! system keeps the blob sparse and they take no disk.
 
+mod blob;
 mod directory;
 mod format;
 mod reader;

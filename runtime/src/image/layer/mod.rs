@@ -11,6 +11,7 @@ mod directories;
 mod error;
 mod marks;
 mod namespace;
+mod walk;
 
 pub(super) use compression::Piece;
 pub use convert::{Converted, convert_archive};
