@@ -5,6 +5,7 @@
 //! protocol and nothing it says is trusted further than its own pod.
 
 pub mod admin;
+pub mod allocator;
 pub mod check;
 pub mod config;
 pub mod container;

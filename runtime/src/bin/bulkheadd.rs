@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use bulkhead_runtime::{
+    allocator,
     config::{Config, DEFAULT_TEXT, LogFormat},
     cri::server::serve,
     daemon::Daemon,
@@ -39,6 +40,7 @@ const WORKERS: usize = 2;
 const BLOCKING_THREADS: usize = 16;
 
 fn main() -> ExitCode {
+    allocator::give_back_early();
     let arguments = Arguments::parse();
     if let Some(Command::Config) = arguments.command {
         print!("{DEFAULT_TEXT}");

@@ -19,8 +19,9 @@ use super::{Work, lock};
 /// Most downloads at once, of all pulls together. Each takes two threads and about 2 MiB; others wait for their turn.
 const MOST_DOWNLOADS: usize = 32;
 
-/// Pieces of a layer between the network and its conversion.
-const QUEUED_PIECES: usize = 16;
+/// Pieces of a layer between the network and its conversion. A piece is what the connection had received at once, up to some
+/// hundred KiB.
+const QUEUED_PIECES: usize = 4;
 
 /// What a download takes.
 #[derive(Debug, Clone)]
