@@ -3,6 +3,7 @@
 import pathlib
 
 import base
+import large_image
 import layer
 import layered_image
 import registry
@@ -41,6 +42,7 @@ def images(packages: pathlib.Path, programs: pathlib.Path) -> list[tuple[list[st
         # Ours.
         (["busybox:latest", "library/busybox:latest"], on_busybox("busybox")),
         (["layers:latest"], Image([busybox, *layered_image.layers()], SHELL, "layers")),
+        (["large:latest"], Image([busybox, *large_image.layers()], SHELL, "large")),
         (["packing/plain:latest"], on_busybox("plain", packing=registry.PLAIN)),
         (["packing/zstd:latest"], on_busybox("zstd", packing=registry.ZSTD)),
         (["packing/docker:latest"], on_busybox("docker", packing=registry.DOCKER)),

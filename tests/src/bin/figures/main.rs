@@ -1,0 +1,35 @@
+//! What `hack/bench` measures: `figures NAME` measures one thing in the node and prints its figures, one JSON object a line.
+//!
+//! Each benchmark says in its module what is measured against what, and where the comparison is not quite even.
+
+mod boot;
+mod figure;
+mod images;
+mod memory;
+mod pod;
+mod process;
+
+use std::{env, process::ExitCode};
+
+const USAGE: &str = "Usage: figures boot | images | memory | pod (in the node, by hack/bench)";
+
+fn main() -> ExitCode {
+    let name = env::args().nth(1).unwrap_or_default();
+    let measured = match name.as_str() {
+        "boot" => boot::measure(),
+        "images" => images::measure(),
+        "memory" => memory::measure(),
+        "pod" => pod::measure(),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match measured {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("figures {name}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
