@@ -16,7 +16,7 @@ use super::super::{DiffId, ImageError};
 use super::layers::{HeldLayer, LayerStore};
 use super::{Work, lock};
 
-/// Most downloads at once, of all pulls together. Each takes two threads and about 2 MiB; others wait for their turn.
+/// Most downloads at once, of all pulls together. Each takes two threads and some MiB; others wait for their turn.
 const MOST_DOWNLOADS: usize = 32;
 
 /// Pieces of a layer between the network and its conversion. A piece is what the connection had received at once, up to some

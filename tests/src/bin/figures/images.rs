@@ -21,7 +21,7 @@ use crate::{
     process,
 };
 
-const SAMPLES: usize = 5;
+const SAMPLES: usize = 3;
 
 /// The test image that has the size of a usual one.
 const IMAGE: &str = "large:latest";
