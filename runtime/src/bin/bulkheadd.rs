@@ -36,7 +36,7 @@ enum Command {
 /// Threads for requests: each waits for others nearly all the time.
 const WORKERS: usize = 2;
 
-/// Threads for what blocks: file systems, and the conversion of layers.
+/// Threads for what blocks: file systems and the look-up of names. Layers are converted on threads of their own.
 const BLOCKING_THREADS: usize = 16;
 
 fn main() -> ExitCode {
@@ -85,7 +85,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             }
         };
         let served = serve(Arc::clone(&daemon), ready, end).await;
-        // Nothing of an image is left half way, and giving leases back takes no layers from machines that go on.
+        // Also where serving has failed: giving leases back must not take layers from machines that go on.
         daemon.images.close().await;
         Ok(served?)
     });

@@ -68,7 +68,9 @@ pub async fn serve(
     }
     let _ = std::fs::remove_file(&path);
     let _ = leave.send(());
-    if tokio::time::timeout(FAREWELL, server).await.is_err() {
+    // Pulls may take for ever: they are given up at once, so that their clients still get an answer.
+    let (ended, ()) = tokio::join!(tokio::time::timeout(FAREWELL, server), daemon.images.close());
+    if ended.is_err() {
         tracing::info!("calls that were under way are broken off");
     }
     Ok(())

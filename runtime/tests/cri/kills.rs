@@ -1,4 +1,4 @@
-//! The daemon as a process that is killed in the middle of changing its images.
+//! The daemon as a process that is killed, or told to end, in the middle of changing its images.
 
 use std::{
     collections::BTreeMap,
@@ -75,8 +75,12 @@ impl Process {
     /// Kills it after so long, whatever it is doing for its clients.
     async fn kill_after(&self, delay: Duration) {
         tokio::time::sleep(delay).await;
+        self.signal(Signal::KILL);
+    }
+
+    fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id().try_into().unwrap()).unwrap();
-        kill_process(pid, Signal::KILL).unwrap();
+        kill_process(pid, signal).unwrap();
     }
 
     async fn pull(&self, image: &str) -> Result<(), Status> {
@@ -227,5 +231,36 @@ fn a_daemon_killed_while_images_change_has_whole_images_and_no_stray_file() {
             assert!(files(directory).is_empty());
         }
         println!("images found after each kill: {found:?}");
+    });
+}
+
+#[test]
+fn a_daemon_told_to_end_gives_its_pulls_up_and_leaves_nothing_of_them() {
+    Runtime::new().unwrap().block_on(async {
+        let registry = Registry::start().await;
+        let [one, _] = two_images(&registry);
+        let layer = BuiltLayer::plain(Archive::new().file("half", vec![7; 500_000]).finish());
+        push(&registry, "stuck", "latest", &[layer.clone()], json!({}));
+        let half = layer.blob[..layer.blob.len() / 2].to_vec();
+        registry.set(&format!("/v2/stuck{}", layer.path_end()), Answer::Stalled(half));
+        let stuck = format!("{}/stuck", registry.name());
+
+        let directory = tempfile::tempdir().unwrap();
+        let mut daemon = Process::start(directory.path()).await;
+        daemon.pull(&one).await.unwrap();
+        let whole = files(directory.path());
+        let end = async {
+            let started = Instant::now();
+            while files(directory.path()).len() == whole.len() {
+                assert!(started.elapsed() < PATIENCE, "the pull does not begin");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            daemon.signal(Signal::TERM);
+        };
+        let (pulled, ()) = tokio::join!(daemon.pull(&stuck), end);
+        let error = pulled.unwrap_err();
+        assert!(error.message().contains("the daemon is ending"), "{error:?}");
+        assert!(daemon.child.wait().unwrap().success());
+        assert!(files(directory.path()) == whole, "something of the pull is left");
     });
 }

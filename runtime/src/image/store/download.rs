@@ -148,7 +148,7 @@ async fn download(
     // A registry that does not answer costs no thread.
     let mut stream = session.blob_stream(blob, &format!("layer {blob}")).await?;
     let (sender, pieces) = mpsc::channel(QUEUED_PIECES);
-    let conversion = conversion(layers, work, reference, expected, limits, pieces)?;
+    let conversion = conversion(layers, &work, reference, expected, limits, pieces)?;
     let transfer = async move {
         // Ends with this block, whatever comes of it, and the conversion with it: so both always end.
         let sender = sender;
@@ -178,7 +178,7 @@ async fn download(
 /// registries would take those from everything else, name look-ups for their own downloads included.
 fn conversion(
     layers: Arc<LayerStore>,
-    work: Work,
+    work: &Work,
     reference: String,
     expected: ExpectedLayer,
     limits: LayerLimits,
@@ -202,11 +202,13 @@ fn conversion(
         })?;
         layers.adopt(temporary, &converted, expected.diff_id)
     };
+    let working = work.begin();
     let started = thread::Builder::new()
         .name("layer-convert".into())
         .spawn(move || {
-            let _working = work.begin();
+            // Nobody takes it any more where the download was given up.
             let _ = result.send(run());
+            drop(working);
         });
     if let Err(error) = started {
         return Err(fail(format!("no thread can be started to convert it: {error}")));
