@@ -12,6 +12,10 @@ const GIB: u64 = 1 << 30;
 /// a disk (`DISK_MAX_PARTS` in include/linux/genhd.h). Each layer is one, and one may be added here.
 pub const MAX_LAYERS: usize = 254;
 
+/// Most layers downloaded and converted at once, of all pulls together. Each takes two threads and about 2 MiB; others
+/// wait for their turn.
+pub const MOST_DOWNLOADS: usize = 32;
+
 /// How images are pulled and what a hostile image may at most cost.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -35,7 +39,7 @@ pub struct ImageConfig {
     /// The most bytes an image's configuration may have. Default: 4 MiB.
     pub max_config_bytes: u64,
 
-    /// Layers of one pull downloaded and converted at the same time. Default: 3.
+    /// Layers of one pull downloaded and converted at the same time, at most [`MOST_DOWNLOADS`]. Default: 3.
     pub parallel_layers: usize,
 
     /// Seconds without one byte from the registry after which a pull is given up. Default: 60.
@@ -101,7 +105,7 @@ impl ImageConfig {
                 KIB..=64 * MIB,
                 "1 KiB to 64 MiB, in bytes",
             ),
-            ("parallel_layers", parallel, 1..=64, "1 to 64"),
+            ("parallel_layers", parallel, 1..=MOST_DOWNLOADS as u64, "1 to 32"),
             (
                 "stall_timeout_seconds",
                 self.stall_timeout_seconds,
@@ -163,8 +167,21 @@ mod tests {
         let (error, above) = (config(MAX_LAYERS + 1).validate().unwrap_err(), MAX_LAYERS + 1);
         let expected = format!("images.max_image_layers = {above} must be 1 to {MAX_LAYERS}");
         assert_eq!(error.to_string(), expected);
-        let documented = format!("# Most layers of an image, at most {MAX_LAYERS}.\n");
-        assert!(crate::config::DEFAULT_TEXT.contains(&documented));
+        let config = ImageConfig {
+            parallel_layers: MOST_DOWNLOADS + 1,
+            ..ImageConfig::default()
+        };
+        let error = config.validate().unwrap_err().to_string();
+        assert!(
+            error.ends_with(&format!("must be 1 to {MOST_DOWNLOADS}")),
+            "{error}"
+        );
+        for documented in [
+            format!("# Most layers of an image, at most {MAX_LAYERS}.\n"),
+            format!("All pulls together have at most {MOST_DOWNLOADS}.\n"),
+        ] {
+            assert!(crate::config::DEFAULT_TEXT.contains(&documented), "{documented}");
+        }
     }
 
     #[test]

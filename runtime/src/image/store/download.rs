@@ -10,14 +10,12 @@ use std::thread;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
+use super::super::config::MOST_DOWNLOADS;
 use super::super::layer::{ExpectedLayer, LayerError, LayerLimits, Piece, convert};
 use super::super::registry::Session;
 use super::super::{DiffId, ImageError};
 use super::layers::{HeldLayer, LayerStore};
 use super::{Work, lock};
-
-/// Most downloads at once, of all pulls together. Each takes two threads and some MiB; others wait for their turn.
-const MOST_DOWNLOADS: usize = 32;
 
 /// Pieces of a layer between the network and its conversion. A piece is what the connection had received at once, up to some
 /// hundred KiB.
