@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::mount::{UnmountFlags, unmount};
 use tokio::time::timeout;
 
 use super::{
@@ -174,17 +175,25 @@ impl Engine {
 
         self.registry.remove_container(id);
         locked(&container.execs).clear();
-        drop(locked(&container.root).take());
-        match fs::remove_dir(rootfs_place(id)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(step("remove the place of the root file system")(error));
-            }
-            _ => {}
-        }
+        let root = locked(&container.root).take();
+        let (place, is_mounted) = (rootfs_place(id), root.is_some());
         let writable = container.writable.directory().to_owned();
-        offload(&self.reaper, move || tree::remove(&writable).map(|()| Vec::new()))
-            .await
-            .map_err(step("remove the container's writable layer"))?;
+        // All in a child process: the kernel forgets the files of a mount one by one, and a tree may be large.
+        offload(&self.reaper, move || {
+            if is_mounted {
+                unmount(&place, UnmountFlags::DETACH)?;
+            }
+            match fs::remove_dir(&place) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            tree::remove(&writable).map(|()| Vec::new())
+        })
+        .await
+        .map_err(step("remove the container's root file system and writable layer"))?;
+        if let Some(root) = root {
+            root.forget();
+        }
         container.cgroup.remove()?;
         self.table.forget(id);
         Ok(())

@@ -64,6 +64,7 @@ pub enum OverlayError {
 #[derive(Debug)]
 pub struct Overlay {
     path: PathBuf,
+    unmounted: bool,
     /// In use as long as the overlay is; lowest first.
     _layers: Vec<Layer>,
 }
@@ -89,6 +90,7 @@ impl Overlay {
         }?;
         Ok(Self {
             path: path.to_owned(),
+            unmounted: false,
             _layers: layers,
         })
     }
@@ -97,10 +99,18 @@ impl Overlay {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Lets go of the layers of one that was unmounted by somebody else.
+    pub fn forget(mut self) {
+        self.unmounted = true;
+    }
 }
 
 impl Drop for Overlay {
     fn drop(&mut self) {
+        if self.unmounted {
+            return;
+        }
         if let Err(error) = unmount(&self.path, UnmountFlags::DETACH) {
             log::error!("cannot unmount {}: {error}", self.path.display());
         }
