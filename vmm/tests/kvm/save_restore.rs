@@ -66,8 +66,12 @@ fn without_time(text: &str) -> Value {
     let mut snapshot: Value = serde_json::from_str(text).unwrap();
     snapshot["clock"] = json!(null);
     for vcpu in snapshot["vcpus"].as_array_mut().unwrap() {
-        // The current count of the local APIC's timer.
-        vcpu["local_apic"].as_array_mut().unwrap()[0x390..0x394].fill(json!(0));
+        let local_apic = vcpu["local_apic"].as_array_mut().unwrap();
+        // The processor's priority follows from the task's priority and what is in service; KVM works it out anew when it
+        // looks for an interrupt to deliver, and what it had before stays in the page until then.
+        local_apic[0xa0..0xa4].fill(json!(0));
+        // The current count of the timer.
+        local_apic[0x390..0x394].fill(json!(0));
         let registers: Map<String, Value> = vcpu["msrs"]
             .as_array()
             .unwrap()
