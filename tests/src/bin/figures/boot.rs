@@ -14,6 +14,7 @@ use std::{fs, path::PathBuf, process::Command, time::Duration};
 use anyhow::{Context, Result, ensure};
 use bulkhead_tests::Environment;
 
+use self::qemu::Legacy;
 use crate::figure::{Figure, in_seconds};
 
 const SAMPLES: usize = 10;
@@ -39,12 +40,13 @@ pub fn measure() -> Result<()> {
     qemu::prepare()?;
     // The first boot of each reads files from the disk that later ones find in memory.
     bulkhead::boot(&parts)?;
-    qemu::boot(&parts)?;
+    qemu::boot(&parts, Legacy::AsItComes)?;
 
-    let (mut ours, mut peers) = (Vec::new(), Vec::new());
+    let (mut ours, mut peers, mut lean_peers) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..SAMPLES {
         ours.push(bulkhead::boot(&parts)?);
-        peers.push(qemu::boot(&parts)?);
+        peers.push(qemu::boot(&parts, Legacy::AsItComes)?);
+        lean_peers.push(qemu::boot(&parts, Legacy::None)?);
     }
     let figure = |name: &str, of: fn(&bulkhead::Boot) -> Duration| {
         Figure::seconds(name, &ours.iter().map(of).collect::<Vec<_>>())
@@ -53,6 +55,9 @@ pub fn measure() -> Result<()> {
     figure("boot", |boot| boot.whole)
         .beside("QEMU microvm", &in_seconds(&peers))
         .goal_ratio(0.5)
+        .print();
+    figure("boot", |boot| boot.whole)
+        .beside("QEMU microvm without legacy devices", &in_seconds(&lean_peers))
         .print();
     figure("boot: VMM, to the first instruction", |boot| boot.setup)
         .beside("the whole boot", &whole)

@@ -1,4 +1,4 @@
-//! A machine of QEMU: its microvm, which has no legacy devices, with PCI and ACPI, for the guest's kernel finds nothing else.
+//! Machines of QEMU: its microvm with PCI and ACPI, for the guest's kernel finds nothing else.
 
 use std::{
     fs,
@@ -25,18 +25,33 @@ pub(super) fn prepare() -> Result<()> {
     Ok(())
 }
 
+/// What a machine has beside its virtio devices.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Legacy {
+    /// What QEMU gives to a microvm by itself: interrupt controller, timer, clock and serial port of old PCs.
+    AsItComes,
+    /// Nothing of that.
+    None,
+}
+
+impl Legacy {
+    fn machine(self) -> &'static str {
+        match self {
+            Self::AsItComes => "microvm,pcie=on,acpi=on",
+            Self::None => "microvm,pcie=on,acpi=on,pit=off,pic=off,rtc=off,isa-serial=off",
+        }
+    }
+}
+
 /// How long a boot takes, from the start of the process until hello was read.
-pub(super) fn boot(parts: &Parts) -> Result<Duration> {
+pub(super) fn boot(parts: &Parts, legacy: Legacy) -> Result<Duration> {
     let console = parts.directory.path().join("qemu-console.log");
     let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, DOORBELL_PORT)
         .context("the node cannot listen on vsock")?;
     let device = |name: &str, options: String| ["-device".to_owned(), format!("{name},{options}")];
     let mut command = Command::new("qemu-system-x86_64");
     command
-        .args([
-            "-machine",
-            "microvm,pcie=on,acpi=on,pit=off,pic=off,rtc=off,isa-serial=off",
-        ])
+        .args(["-machine", legacy.machine()])
         .args(["-accel", "kvm", "-cpu", "host", "-smp", "1", "-m"])
         .arg(format!("{MEMORY_MIB}M"))
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
