@@ -1,6 +1,6 @@
 //! What a container finds around itself: file systems, namespaces, limits, names.
 
-use bulkhead_tests::{Container, ContainerSpec, Daemon, PodSpec, create_arguments, until};
+use bulkhead_tests::{Container, ContainerSpec, Daemon, DaemonOptions, PodSpec, create_arguments, until};
 use serde_json::json;
 
 /// The option of one mount point, and whether it is mounted read-only.
@@ -235,7 +235,8 @@ fn limits_are_those_of_the_request() {
 #[test]
 #[ignore = "runs in the node: hack/test"]
 fn a_pods_size_comes_from_its_limits() {
-    let daemon = Daemon::shared();
+    // However few processors the node has.
+    let daemon = Daemon::private(DaemonOptions::new().config("vm.max_vcpus", 2));
     let resources =
         json!({ "cpu_period": 100_000, "cpu_quota": 150_000, "memory_limit_in_bytes": 268_435_456 });
     let large = daemon.run_pod(PodSpec::new("large").with("/linux/resources", resources));
