@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::common;
+use super::common_config;
 use crate::pci::ConfigSpace;
 
 /// Size of the BAR. Each structure has a page of its own.
@@ -33,7 +33,7 @@ pub(super) enum Structure {
 }
 
 const STRUCTURES: &[(Range<u64>, Structure)] = &[
-    (COMMON..COMMON + common::SIZE, Structure::Common),
+    (COMMON..COMMON + common_config::SIZE, Structure::Common),
     (ISR..ISR + 1, Structure::Isr),
     (DEVICE..DEVICE + PAGE, Structure::Device),
     (NOTIFY..NOTIFY + PAGE, Structure::Notify),
@@ -96,7 +96,7 @@ pub(super) fn add(config: &mut ConfigSpace, vectors: u16) -> Offsets {
 }
 
 const SIZE_OF_COMMON: u32 = 0x38;
-const _: () = assert!(SIZE_OF_COMMON as u64 == common::SIZE);
+const _: () = assert!(SIZE_OF_COMMON as u64 == common_config::SIZE);
 
 /// `struct virtio_pci_cap` from `cap_len` on; all structures are in BAR 0.
 fn vendor_body(kind: u8, offset: u64, length: u32, more: &[u8]) -> Vec<u8> {

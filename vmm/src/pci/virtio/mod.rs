@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::{
     capabilities::{NOTIFY, NOTIFY_MULTIPLIER, Offsets, Structure, Window},
-    common::{Action, CommonConfig},
+    common_config::{Action, CommonConfig},
     interrupt::{SavedInterrupt, VirtioInterrupt},
 };
 use super::{ConfigSpace, Identity, PciFunction, PciHost, SavedFunction};
@@ -22,7 +22,7 @@ use crate::{
 };
 
 mod capabilities;
-mod common;
+mod common_config;
 mod interrupt;
 mod status;
 
