@@ -56,7 +56,7 @@ pub fn measure() -> Result<()> {
         .beside("QEMU microvm", &in_seconds(&peers))
         .goal_ratio(0.5)
         .print();
-    figure("boot", |boot| boot.whole)
+    figure("boot, against a lean peer", |boot| boot.whole)
         .beside("QEMU microvm without legacy devices", &in_seconds(&lean_peers))
         .print();
     figure("boot: VMM, to the first instruction", |boot| boot.setup)
