@@ -15,14 +15,12 @@ import secrets
 import select
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 BOOT_LIMIT_SECONDS = 240
 SILENCE_LIMIT_SECONDS = 180
-PROD_INTERVAL_SECONDS = 1.0
 EXIT_TIMEOUT = 124
 EXIT_NODE_FAILED = 125
 CONSOLE_LINES_SHOWN = 60
@@ -85,7 +83,6 @@ class Node:
             env={**os.environ, "TMPDIR": str(session)},
             start_new_session=True,
         )
-        self.monitor = Monitor(session / "monitor")
 
     def run(self, limit_seconds: float) -> int:
         """Passes output on until the command has ended and every byte of its output is written; its exit status."""
@@ -101,10 +98,9 @@ class Node:
             if now - last_sign > SILENCE_LIMIT_SECONDS and ready:
                 raise NodeFailed(f"no sign of life for {SILENCE_LIMIT_SECONDS} s")
             sources = [self.control, *(output for output in self.outputs if not output.ended)]
-            readable, _, _ = select.select(sources, [], [], PROD_INTERVAL_SECONDS)
+            readable, _, _ = select.select(sources, [], [], 1.0)
             if not readable and self.qemu.poll() is not None:
                 raise NodeFailed(f"QEMU ended with status {self.qemu.returncode}: {self.qemu_messages()}")
-            self.monitor.prod(now)
             for source in readable:
                 last_sign = now
                 if isinstance(source, Output):
@@ -125,41 +121,6 @@ class Node:
         """The node's disk is thrown away, so there is nothing to shut down in order."""
         self.qemu.kill()
         self.qemu.wait()
-
-
-class Monitor:
-    """QEMU's monitor, asked every second how it is. Nobody needs the answer; the asking is what counts.
-
-    QEMU's main loop now and then goes to sleep although a virtual CPU has just set a timer. No timer fires from then on, nothing
-    in the node goes on, and only something that wakes the main loop ends that: a byte from here does.
-    """
-
-    def __init__(self, path: pathlib.Path) -> None:
-        self.path = path
-        self.socket: socket.socket | None = None
-        self.prodded = 0.0
-
-    def prod(self, now: float) -> None:
-        if now - self.prodded < PROD_INTERVAL_SECONDS:
-            return
-        self.prodded = now
-        try:
-            if self.socket is None:
-                self.socket = self.connect()
-            self.socket.sendall(b'{"execute": "query-status"}\n')
-            while self.socket.recv(65536):
-                pass
-        except BlockingIOError:
-            pass  # everything that QEMU has said is read
-        except OSError:
-            self.socket = None  # not there yet, or not any more: the end of QEMU is seen elsewhere
-
-    def connect(self) -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        connection.connect(str(self.path))
-        connection.setblocking(False)
-        connection.sendall(b'{"execute": "qmp_capabilities"}\n')
-        return connection
 
 
 class Output:
@@ -226,7 +187,6 @@ def qemu_command(session: pathlib.Path, image: pathlib.Path) -> list[str]:
         *("-cpu", "EPYC-Rome,+svm,+npt", "-smp", cpus(), "-m", f"{memory_mib()}M"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot"),
         *("-serial", f"file:{session / 'console.log'}"),
-        *("-qmp", f"unix:{option_value(session / 'monitor')},server=on,wait=off"),
         *("-kernel", str(image / "vmlinux"), "-initrd", str(image / "initrd")),
         *("-append", "console=ttyS0 loglevel=5 mitigations=off apparmor=0 selinux=0 audit=0 panic=-1 no_timer_check tsc=reliable "
           "net.ifnames=0 random.trust_cpu=on "
