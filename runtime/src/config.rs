@@ -442,7 +442,7 @@ impl Default for VmDefaults {
             vmm: "/usr/lib/bulkhead/bulkhead-vmm".into(),
             kernel: "/usr/lib/bulkhead/vmlinux".into(),
             initramfs: "/usr/lib/bulkhead/initramfs".into(),
-            cmdline: "console=hvc0 quiet panic=-1 reboot=t dummy.numdummies=0".to_owned(),
+            cmdline: "console=hvc0 quiet noreplace-smp panic=-1 reboot=t dummy.numdummies=0".to_owned(),
             vcpus: 1,
             memory_mib: 128,
             guest_base_mib: 64,
