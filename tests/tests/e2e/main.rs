@@ -10,6 +10,7 @@ mod crashes;
 mod exec;
 mod exits;
 mod images;
+mod impossible;
 mod isolation;
 mod leaks;
 mod life;
