@@ -119,6 +119,8 @@ class Node:
 
     def stop(self) -> None:
         """The node's disk is thrown away, so there is nothing to shut down in order."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         self.qemu.kill()
         self.qemu.wait()
 
@@ -233,7 +235,10 @@ def cpus() -> str:
     """One, unless BULKHEAD_NODE_CPUS says otherwise: use two cores with two nodes.
 
     With two, QEMU's CPU (7.2 and 10.0) mixes up worlds once in some fifty virtual machines: a guest was seen to run with its
-    host's own instruction pointer and page tables, and hosts to crash with the time of their guest.
+    host's own instruction pointer and page tables, and hosts to crash with the time of their guest. With one, guests that
+    make system calls as fast as they can were twice seen to get an interrupt with interrupts off, at the first instruction
+    of the kernel's entry, which is a double fault: helper_vmrun() leaves the vector of an interrupt that it has injected in
+    exception_index, where the main loop may find it again.
     """
     return os.environ.get("BULKHEAD_NODE_CPUS", "1")
 
