@@ -204,6 +204,11 @@ impl FakeGuest {
         guest
     }
 
+    /// Buffers that the device has and may put packets into.
+    pub fn buffers_given(&self) -> usize {
+        self.buffers.len()
+    }
+
     fn refill(&mut self) {
         while self.takes && self.driver.queues[TO_GUEST].room() >= 2 {
             let Some(address) = self.idle_buffers.pop_first() else {

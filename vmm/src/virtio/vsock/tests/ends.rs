@@ -95,8 +95,10 @@ fn a_guest_that_closes_is_confirmed_when_all_has_arrived() {
 fn a_client_with_bytes_unread_by_the_guest_sees_an_end_and_no_error() {
     let mut guest = FakeGuest::new(PAGE);
     let (mut stream, ports) = connected(&mut guest, Program::Idle);
-    stream.write_all(&vec![7; 400_000]).unwrap();
+    let mut writing = stream.try_clone().unwrap();
+    let writer = thread::spawn(move || writing.write_all(&vec![7; 400_000]));
     guest.run_until(|guest| guest.only().1.received == u64::from(GUEST_BUFFER));
+    writer.join().unwrap().unwrap();
     guest.send(ports, Op::Data, 0, b"enough");
     guest.send(ports, Op::Reset, 0, &[]);
     let mut text = String::new();
