@@ -15,9 +15,14 @@ use std::{
     os::fd::{FromRawFd, OwnedFd, RawFd},
     process::exit,
     sync::Arc,
+    thread,
 };
 
 use bulkhead_vmm::config::{ExitReason, ExitReport, FileSource, VmConfig};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
 
 use processes::Guest;
 
@@ -49,8 +54,9 @@ impl Manners {
     }
 }
 
-/// The whole life of a machine.
-pub fn run() -> ! {
+/// The whole life of a machine. It outlives its daemon, as machines do, but not `tests`, the process that runs the tests.
+pub fn run(tests: i32) -> ! {
+    end_with(tests);
     let mut input = String::new();
     std::io::stdin().read_to_string(&mut input).unwrap();
     let config: VmConfig = serde_json::from_str(&input).unwrap();
@@ -80,6 +86,18 @@ pub fn run() -> ! {
         .unwrap();
     runtime.block_on(vsock::serve(listener, Guest::new(machine, manners)));
     exit(0)
+}
+
+/// Ends this process when another one does.
+fn end_with(process: i32) {
+    let other = pidfd_open(Pid::from_raw(process).unwrap(), PidfdFlags::empty());
+    thread::spawn(move || {
+        // Without a descriptor it has ended already.
+        if let Ok(other) = other {
+            poll(&mut [PollFd::new(&other, PollFlags::IN)], None).unwrap();
+        }
+        exit(0);
+    });
 }
 
 /// What ends with the process.

@@ -33,7 +33,7 @@ mod registry;
 #[test]
 #[ignore = "is started by the daemon in the other tests"]
 fn machine() {
-    if std::env::var_os("BULKHEAD_MACHINE_DOUBLE").is_some() {
-        double::run();
+    if let Ok(tests) = std::env::var("BULKHEAD_MACHINE_DOUBLE") {
+        double::run(tests.parse().unwrap());
     }
 }

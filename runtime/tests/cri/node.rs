@@ -101,7 +101,8 @@ impl Node {
         let vmm = directory.path().join("vmm");
         let test = std::env::current_exe().unwrap();
         let script = format!(
-            "#!/bin/sh\nBULKHEAD_MACHINE_DOUBLE=1 exec {} --exact machine --ignored --nocapture\n",
+            "#!/bin/sh\nBULKHEAD_MACHINE_DOUBLE={} exec {} --exact machine --ignored --nocapture\n",
+            std::process::id(),
             test.display()
         );
         fs::write(&vmm, script).unwrap();
