@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use crate::{
     config::Config,
     container::Container,
-    image::{ImageError, ImageStore},
+    image::{Converter, ImageError, ImageStore},
     lock::{DirectoryLock, LockError},
     sandbox::{
         Pod,
@@ -87,7 +87,12 @@ impl Daemon {
             })?;
         }
         let store = Store::open(&config.root.join("bulkhead.redb"))?;
-        let images = ImageStore::open(&config.root, Arc::clone(store.database()), config.images.clone())?;
+        let images = ImageStore::open(
+            &config.root,
+            Arc::clone(store.database()),
+            config.images.clone(),
+            Converter::default(),
+        )?;
         let scratch = ScratchTemplates::open(config.root.join("scratch"))?;
         let mib = config.vm.scratch_mib;
         let templates = scratch.clone();

@@ -8,6 +8,7 @@ use bulkhead_runtime::{
     config::{Config, DEFAULT_TEXT, LogFormat},
     cri::server::serve,
     daemon::Daemon,
+    image::{Converter, converter},
     notify,
     sandbox::host::Linux,
 };
@@ -31,20 +32,30 @@ struct Arguments {
 enum Command {
     /// Prints a configuration file with every key, its default and what it is for.
     Config,
+    /// Converts a layer of an image for the daemon, which starts it.
+    #[command(hide = true, name = Converter::COMMAND)]
+    ConvertLayer {
+        /// What to do.
+        request: String,
+    },
 }
 
 /// Threads for requests: each waits for others nearly all the time.
 const WORKERS: usize = 2;
 
-/// Threads for what blocks: file systems and the look-up of names. Layers are converted on threads of their own.
+/// Threads for what blocks: file systems and the look-up of names. Layers are converted in processes of their own.
 const BLOCKING_THREADS: usize = 16;
 
 fn main() -> ExitCode {
     allocator::give_back_early();
     let arguments = Arguments::parse();
-    if let Some(Command::Config) = arguments.command {
-        print!("{DEFAULT_TEXT}");
-        return ExitCode::SUCCESS;
+    match &arguments.command {
+        Some(Command::Config) => {
+            print!("{DEFAULT_TEXT}");
+            return ExitCode::SUCCESS;
+        }
+        Some(Command::ConvertLayer { request }) => return converter::main(request),
+        None => {}
     }
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,

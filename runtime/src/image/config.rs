@@ -12,7 +12,7 @@ const GIB: u64 = 1 << 30;
 /// a disk (`DISK_MAX_PARTS` in include/linux/genhd.h). Each layer is one, and one may be added here.
 pub const MAX_LAYERS: usize = 254;
 
-/// Most layers downloaded and converted at once, of all pulls together. Each takes two threads and about 2 MiB; others
+/// Most layers downloaded and converted at once, of all pulls together. Each takes a thread here and a process; others
 /// wait for their turn.
 pub const MOST_DOWNLOADS: usize = 32;
 

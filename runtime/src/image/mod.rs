@@ -9,6 +9,7 @@
 //! a layer ever touches the host's file system.
 
 pub mod config;
+pub mod converter;
 mod credentials;
 mod digest;
 mod disk;
@@ -22,11 +23,13 @@ mod store;
 mod tar;
 
 pub use config::ImageConfig;
+pub use converter::Converter;
 pub use credentials::{Credentials, CredentialsError, Secret};
 pub use digest::{Digest, DigestError};
 pub use disk::{ImageDisk, Segment};
 pub use error::{ErrorKind, ImageError};
 pub use layer::{LayerError, LayerLimits};
+use record::LayerKey;
 pub use record::{ContainerDefaults, DiffId, Image, ImageId, ImageUser, Layer};
 pub use reference::{DEFAULT_REGISTRY, Reference, ReferenceError, Version};
 pub use registry::install_crypto_provider;

@@ -48,11 +48,25 @@ impl Image {
     }
 }
 
+/// Which layer. Images share a layer if both agree.
+///
+/// The diff ID is checked by the converter, and the digest by the daemon as well. So a layer that took its converter over
+/// can claim any diff ID, but is found under the digest of its own bytes, which no other image names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct LayerKey {
+    /// The digest of the layer's uncompressed tar archive.
+    pub(super) diff_id: DiffId,
+    /// The digest of what the registry sent.
+    pub(super) source: Digest,
+}
+
 /// One layer of an image, as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer {
-    /// The digest of the layer's uncompressed tar archive, by which its blob is found.
+    /// The digest of the layer's uncompressed tar archive.
     pub diff_id: DiffId,
+    /// The digest of what the registry sent; of the blob itself where it was made here.
+    pub source: Digest,
     /// Bytes of the EROFS blob, a multiple of 4096.
     pub blob_bytes: u64,
     /// Whether the layer hides everything below it (`.wh..wh..opq` in its root directory). Overlayfs does not look
@@ -60,6 +74,16 @@ pub struct Layer {
     pub hides_lower: bool,
     /// Whether the layer holds directories that its archive has no entry for.
     pub implies_directories: bool,
+}
+
+impl Layer {
+    /// What its blob is found by.
+    pub(super) fn key(&self) -> LayerKey {
+        LayerKey {
+            diff_id: self.diff_id,
+            source: self.source,
+        }
+    }
 }
 
 /// The part of the OCI image configuration that containers start from ("config" in config.md of the OCI image

@@ -4,15 +4,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bulkhead_runtime::image::{Credentials, ImageConfig, ImageError, ImageId, ImageStore};
+use bulkhead_runtime::image::{Converter, Credentials, ImageConfig, ImageError, ImageId, ImageStore};
 
 /// A directory with an image store.
 pub struct Host {
     directory: tempfile::TempDir,
     pub config: ImageConfig,
+    converter: Converter,
 }
 
 impl Host {
+    /// One whose layers are converted by `program`, if it can.
+    pub fn converting_with(program: &str) -> Self {
+        Self {
+            converter: Converter::at(program),
+            ..Self::new()
+        }
+    }
+
     pub fn new() -> Self {
         Self::with(ImageConfig {
             stall_timeout_seconds: 5,
@@ -24,6 +33,7 @@ impl Host {
         Self {
             directory: tempfile::tempdir().unwrap(),
             config,
+            converter: Converter::at(env!("CARGO_BIN_EXE_bulkheadd")),
         }
     }
 
@@ -40,7 +50,8 @@ impl Host {
                 database => break database.unwrap(),
             }
         };
-        ImageStore::open(self.path(), Arc::new(database), self.config.clone()).unwrap()
+        let converter = self.converter.clone();
+        ImageStore::open(self.path(), Arc::new(database), self.config.clone(), converter).unwrap()
     }
 
     /// Files below `images`, relative to it.

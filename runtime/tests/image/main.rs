@@ -23,6 +23,7 @@ mod layers;
 mod pulls;
 mod real;
 mod registry;
+mod sandbox;
 mod sharing;
 mod stores;
 mod tools;

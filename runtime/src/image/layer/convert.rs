@@ -5,11 +5,10 @@ use std::io::{self, BufRead, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use tokio::sync::mpsc;
-
+use super::super::LayerKey;
 use super::super::digest::{Digest, Hasher};
 use super::super::tar::{Archive, Entry, Kind, TarError};
-use super::compression::{Piece, decompress};
+use super::compression::decompress;
 use super::namespace::Namespace;
 use super::{LayerError, LayerLimits};
 
@@ -27,6 +26,15 @@ pub(in super::super) struct ExpectedLayer {
     pub(in super::super) diff_id: Digest,
 }
 
+impl ExpectedLayer {
+    pub(in super::super) fn key(&self) -> LayerKey {
+        LayerKey {
+            diff_id: self.diff_id,
+            source: self.blob,
+        }
+    }
+}
+
 /// A converted layer.
 #[derive(Debug)]
 pub struct Converted {
@@ -42,29 +50,43 @@ pub struct Converted {
     pub entries: u64,
 }
 
-/// Converts the layer that comes in `pieces` and writes it to `file`, which must be empty and open for reading and
-/// writing. Blocks until everything has come, so it belongs on a thread where that is allowed.
+/// Converts the layer that comes from `input` and writes it to `file`, which must be empty and open for reading and
+/// writing. Calls `seal` when it has all its threads and before it reads anything.
 pub(in super::super) fn convert(
-    pieces: mpsc::Receiver<Piece>,
+    input: impl Read + Send,
     file: File,
-    expected: &ExpectedLayer,
+    diff_id: Digest,
     limits: LayerLimits,
+    seal: impl FnOnce() -> Result<(), LayerError>,
 ) -> Result<Converted, LayerError> {
     let (buffer_sender, buffer_receiver) = sync_channel(QUEUED_BUFFERS);
     let (recycle_sender, recycle_receiver) = sync_channel(QUEUED_BUFFERS + 1);
+    let (started, starting) = sync_channel(1);
+    let (sealed, sealing) = sync_channel(1);
     thread::scope(|scope| {
         let decompression = thread::Builder::new()
             .name("layer-inflate".into())
             .spawn_scoped(scope, move || {
-                decompress(pieces, expected, buffer_sender, &recycle_receiver)
+                // Either channel is closed only when the other side has given up.
+                let _ = started.send(());
+                match sealing.recv() {
+                    Ok(()) => decompress(input, &buffer_sender, &recycle_receiver),
+                    Err(_) => Err(LayerError::Cancelled),
+                }
             })
             .map_err(LayerError::write)?;
+        // A thread that is just beginning does things that are forbidden afterwards.
+        let _ = starting.recv();
+        let begun = seal().map(|()| sealed.send(()));
+        // Otherwise the other thread would wait for ever.
+        drop(sealed);
+        let _ = begun?;
         let buffers = Buffers::new(buffer_receiver, recycle_sender, limits.bytes);
-        let converted = write_blob(buffers, file, expected.diff_id, limits);
+        let converted = write_blob(buffers, file, diff_id, limits);
         let decompressed = decompression.join().unwrap_or(Err(LayerError::Cancelled));
         match (converted, decompressed) {
             (Ok(converted), Ok(())) => Ok(converted),
-            // What is wrong with the download explains whatever is wrong with the archive, and not the other way
+            // What is wrong with the compressed data explains whatever is wrong with the archive, and not the other way
             // round; but a limit or a full disk is what it is.
             (Err(error), Err(cause)) if error.blames_content() => Err(cause),
             (Err(error), _) | (Ok(_), Err(error)) => Err(error),
@@ -158,8 +180,8 @@ fn copy_data<R: BufRead>(
 fn too_many_bytes(limit: u64) -> LayerError {
     LayerError::TooLarge {
         limit,
-        unit: "bytes when unpacked",
-        key: Some("max_layer_bytes"),
+        unit: "bytes when unpacked".into(),
+        key: Some("max_layer_bytes".into()),
     }
 }
 

@@ -336,10 +336,10 @@ impl Namespace {
     fn count_entry(&mut self) -> Result<(), Failure> {
         self.entries += 1;
         if self.entries > self.max_entries {
-            let (limit, key) = (self.max_entries, Some("max_layer_entries"));
+            let (limit, key) = (self.max_entries, Some("max_layer_entries".into()));
             return Err(LayerError::TooLarge {
                 limit,
-                unit: "entries",
+                unit: "entries".into(),
                 key,
             }
             .into());
@@ -350,7 +350,7 @@ impl Namespace {
     fn hold(&mut self, bytes: usize) -> Result<(), Failure> {
         self.held_bytes += NAME_OVERHEAD_BYTES + bytes as u64;
         if self.held_bytes > MAX_HELD_BYTES {
-            let unit = "bytes of names, link targets and directory attributes";
+            let unit = "bytes of names, link targets and directory attributes".into();
             return Err(LayerError::TooLarge {
                 limit: MAX_HELD_BYTES,
                 unit,

@@ -5,21 +5,17 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
-use std::thread;
 
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 
 use super::super::config::MOST_DOWNLOADS;
-use super::super::layer::{ExpectedLayer, LayerError, LayerLimits, Piece, convert};
+use super::super::converter::Conversion;
+use super::super::layer::{ExpectedLayer, LayerError, LayerLimits};
 use super::super::registry::Session;
-use super::super::{DiffId, ImageError};
+use super::super::{Converter, ImageError, LayerKey};
 use super::layers::{HeldLayer, LayerStore};
 use super::{Work, lock};
-
-/// Pieces of a layer between the network and its conversion. A piece is what the connection had received at once, up to some
-/// hundred KiB.
-const QUEUED_PIECES: usize = 4;
 
 /// What a download takes.
 #[derive(Debug, Clone)]
@@ -39,8 +35,9 @@ type Outcome = Result<Arc<HeldLayer>, ImageError>;
 pub(super) struct Downloads {
     layers: Arc<LayerStore>,
     work: Work,
+    converter: Converter,
     places: Arc<Semaphore>,
-    under_way: Mutex<HashMap<DiffId, Weak<Download>>>,
+    under_way: Mutex<HashMap<LayerKey, Weak<Download>>>,
 }
 
 /// A download that somebody waits for.
@@ -57,10 +54,11 @@ impl Drop for Download {
 }
 
 impl Downloads {
-    pub(super) fn new(layers: Arc<LayerStore>, work: Work) -> Self {
+    pub(super) fn new(layers: Arc<LayerStore>, work: Work, converter: Converter) -> Self {
         Self {
             layers,
             work,
+            converter,
             places: Arc::new(Semaphore::new(MOST_DOWNLOADS)),
             under_way: Mutex::default(),
         }
@@ -68,9 +66,9 @@ impl Downloads {
 
     /// The layer, downloaded if it is not here.
     pub(super) async fn layer(&self, order: Order) -> Result<HeldLayer, ImageError> {
-        let diff_id = order.layer.diff_id;
+        let key = order.layer.key();
         loop {
-            if let Some(held) = self.layers.hold(diff_id) {
+            if let Some(held) = self.layers.hold(key) {
                 return Ok(held);
             }
             let (download, is_own) = self.join(&order);
@@ -82,13 +80,13 @@ impl Downloads {
             match outcome {
                 // Taken once more, for this pull alone; the outcome goes with the last who waited.
                 Ok(layer) => {
-                    if let Some(held) = self.layers.hold(layer.layer().diff_id) {
+                    if let Some(held) = self.layers.hold(layer.layer().key()) {
                         return Ok(held);
                     }
                 }
                 Err(error) if is_own => return Err(error),
                 // Another pull's registry or credentials may have been at fault: try with our own.
-                Err(error) => tracing::debug!(layer = %diff_id, %error, "another pull's download failed"),
+                Err(error) => tracing::debug!(layer = %key.source, %error, "another pull's download failed"),
             }
         }
     }
@@ -96,7 +94,7 @@ impl Downloads {
     /// The download of this layer that is under way, or a new one; and whether it is new.
     fn join(&self, order: &Order) -> (Arc<Download>, bool) {
         let mut under_way = lock(&self.under_way);
-        let found = under_way.get(&order.layer.diff_id).and_then(Weak::upgrade);
+        let found = under_way.get(&order.layer.key()).and_then(Weak::upgrade);
         if let Some(download) = found.filter(|download| download.outcome.borrow().is_none()) {
             return (download, false);
         }
@@ -105,6 +103,7 @@ impl Downloads {
         let transfer = download(
             Arc::clone(&self.layers),
             self.work.clone(),
+            self.converter.clone(),
             Arc::clone(&self.places),
             order.clone(),
         );
@@ -116,7 +115,7 @@ impl Downloads {
             outcome: receiver,
             task: task.abort_handle(),
         });
-        under_way.insert(order.layer.diff_id, Arc::downgrade(&download));
+        under_way.insert(order.layer.key(), Arc::downgrade(&download));
         (download, true)
     }
 }
@@ -128,10 +127,11 @@ fn broken_off(order: &Order) -> ImageError {
     }
 }
 
-/// Downloads one layer straight into its conversion.
+/// Downloads one layer straight into its conversion. Given up, it takes both with it.
 async fn download(
     layers: Arc<LayerStore>,
     work: Work,
+    converter: Converter,
     places: Arc<Semaphore>,
     order: Order,
 ) -> Result<HeldLayer, ImageError> {
@@ -142,78 +142,26 @@ async fn download(
         limits,
     } = order;
     let _place = places.acquire_owned().await;
-    let blob = expected.blob;
-    // A registry that does not answer costs no thread.
+    let (blob, key) = (expected.blob, expected.key());
+    // A registry that does not answer costs no process.
     let mut stream = session.blob_stream(blob, &format!("layer {blob}")).await?;
-    let (sender, pieces) = mpsc::channel(QUEUED_PIECES);
-    let conversion = conversion(layers, &work, reference, expected, limits, pieces)?;
-    let transfer = async move {
-        // Ends with this block, whatever comes of it, and the conversion with it: so both always end.
-        let sender = sender;
-        while let Some(bytes) = stream.next().await? {
-            // However long the conversion takes: only the registry's silence is timed.
-            if sender.send(Piece::Data(bytes)).await.is_err() {
-                // The conversion has ended, and knows why.
-                return Ok(());
-            }
-        }
-        let _ = sender.send(Piece::End).await;
-        Ok::<(), ImageError>(())
+    let fail = |error: LayerError| ImageError::Layer {
+        reference: reference.clone(),
+        layer: blob,
+        error: Box::new(error),
     };
-    let (transferred, converted) = futures_util::join!(transfer, conversion);
-    match (transferred, converted) {
-        // The conversion was merely told that no more comes.
-        (Err(cause), Err(ImageError::Layer { error, .. })) if matches!(*error, LayerError::Cancelled) => {
-            Err(cause)
-        }
-        (_, converted) => converted,
+    let temporary = layers.new_blob()?;
+    let file = temporary
+        .reopen()
+        .map_err(|error| ImageError::store("open", temporary.path(), error))?;
+    let mut conversion = Conversion::start(&converter, expected, limits, file, work.begin())
+        .await
+        .map_err(fail)?;
+    // However long the conversion takes: only the registry's silence is timed.
+    while let Some(bytes) = stream.next().await? {
+        conversion.feed(bytes).await.map_err(fail)?;
     }
-}
-
-/// Starts a conversion, and gives what comes of it.
-///
-/// On a thread of its own, and not one of the runtime's for blocking calls: it waits for the registry, and a few slow
-/// registries would take those from everything else, name look-ups for their own downloads included.
-fn conversion(
-    layers: Arc<LayerStore>,
-    work: &Work,
-    reference: String,
-    expected: ExpectedLayer,
-    limits: LayerLimits,
-    pieces: mpsc::Receiver<Piece>,
-) -> Result<impl Future<Output = Result<HeldLayer, ImageError>>, ImageError> {
-    let (result, converted) = oneshot::channel();
-    let fail = {
-        let reference = reference.clone();
-        move |reason: String| ImageError::Interrupted { reference, reason }
-    };
-    let run = move || {
-        let temporary = layers.new_blob()?;
-        let file = temporary
-            .reopen()
-            .map_err(|error| ImageError::store("open", temporary.path(), error))?;
-        let layer = expected.blob;
-        let converted = convert(pieces, file, &expected, limits).map_err(|error| ImageError::Layer {
-            reference,
-            layer,
-            error: Box::new(error),
-        })?;
-        layers.adopt(temporary, &converted, expected.diff_id)
-    };
-    let working = work.begin();
-    let started = thread::Builder::new()
-        .name("layer-convert".into())
-        .spawn(move || {
-            // Nobody takes it any more where the download was given up.
-            let _ = result.send(run());
-            drop(working);
-        });
-    if let Err(error) = started {
-        return Err(fail(format!("no thread can be started to convert it: {error}")));
-    }
-    Ok(async move {
-        converted
-            .await
-            .unwrap_or_else(|_| Err(fail("its conversion was broken off; pull it again".to_owned())))
-    })
+    let converted = conversion.finish().await.map_err(fail)?;
+    work.blocking(move || layers.adopt(temporary, &converted, key))
+        .await
 }

@@ -12,7 +12,7 @@ use tempfile::NamedTempFile;
 
 use super::super::disk::Segment;
 use super::super::layer::Converted;
-use super::super::{DiffId, ImageError, ImageId, Layer};
+use super::super::{ImageError, ImageId, Layer, LayerKey};
 use super::index::Record;
 use super::{Work, lock};
 
@@ -26,7 +26,7 @@ pub(super) struct LayerStore {
     /// Layers that are being written, and those that are being deleted.
     incoming: PathBuf,
     /// Held for memory alone, never for the disk: everybody takes it.
-    present: Mutex<HashMap<DiffId, Present>>,
+    present: Mutex<HashMap<LayerKey, Present>>,
     /// Held while a layer's file comes or goes, before `present`.
     renaming: Mutex<()>,
     frozen: AtomicBool,
@@ -73,7 +73,7 @@ impl LayerStore {
             .into_iter()
             .partition(|record| record.image.blobs().all(|layer| store.is_whole(layer)));
         let known = whole.iter().flat_map(|record| record.image.blobs());
-        let known: HashSet<PathBuf> = known.map(|layer| store.path(layer.diff_id)).collect();
+        let known: HashSet<PathBuf> = known.map(|layer| store.path(layer.key())).collect();
         for path in entries(&store.whole)? {
             if !known.contains(&path) {
                 tracing::info!(path = %path.display(), "deleting a layer that belongs to no image");
@@ -88,15 +88,15 @@ impl LayerStore {
     }
 
     fn is_whole(&self, layer: &Layer) -> bool {
-        let metadata = fs::symlink_metadata(self.path(layer.diff_id));
+        let metadata = fs::symlink_metadata(self.path(layer.key()));
         metadata.is_ok_and(|metadata| metadata.is_file() && metadata.len() == layer.blob_bytes)
     }
 
     fn count_user(&self, layer: &Layer) -> Result<(), ImageError> {
-        let path = self.path(layer.diff_id);
+        let path = self.path(layer.key());
         let metadata = fs::metadata(&path).map_err(|error| ImageError::store("look at", path, error))?;
         let mut present = lock(&self.present);
-        let present = present.entry(layer.diff_id).or_insert_with(|| Present {
+        let present = present.entry(layer.key()).or_insert_with(|| Present {
             layer: layer.clone(),
             disk_bytes: disk_bytes(&metadata),
             users: 0,
@@ -118,20 +118,21 @@ impl LayerStore {
         self: &Arc<Self>,
         temporary: NamedTempFile,
         converted: &Converted,
-        diff_id: DiffId,
+        key: LayerKey,
     ) -> Result<HeldLayer, ImageError> {
-        let path = self.path(diff_id);
+        let path = self.path(key);
         let fail = |error| ImageError::store("write", &path, error);
         converted.file.sync_all().map_err(fail)?;
         let metadata = converted.file.metadata().map_err(fail)?;
         let layer = Layer {
-            diff_id,
+            diff_id: key.diff_id,
+            source: key.source,
             blob_bytes: converted.blob_bytes,
             hides_lower: converted.hides_lower,
             implies_directories: converted.implies_directories,
         };
         let _renaming = lock(&self.renaming);
-        if let Some(held) = self.hold(diff_id) {
+        if let Some(held) = self.hold(key) {
             return Ok(held);
         }
         temporary.persist(&path).map_err(|error| fail(error.error))?;
@@ -142,7 +143,7 @@ impl LayerStore {
             return Err(fail(error));
         }
         lock(&self.present).insert(
-            diff_id,
+            key,
             Present {
                 layer: layer.clone(),
                 disk_bytes: disk_bytes(&metadata),
@@ -156,9 +157,9 @@ impl LayerStore {
     }
 
     /// The layer, if it is here, kept until the result is dropped.
-    pub(super) fn hold(self: &Arc<Self>, diff_id: DiffId) -> Option<HeldLayer> {
+    pub(super) fn hold(self: &Arc<Self>, key: LayerKey) -> Option<HeldLayer> {
         let mut present = lock(&self.present);
-        let present = present.get_mut(&diff_id)?;
+        let present = present.get_mut(&key)?;
         present.users += 1;
         Some(HeldLayer {
             store: Arc::clone(self),
@@ -167,33 +168,33 @@ impl LayerStore {
     }
 
     /// Counts one user less, if there are others.
-    fn release_shared(&self, diff_id: DiffId) -> bool {
+    fn release_shared(&self, key: LayerKey) -> bool {
         let mut present = lock(&self.present);
-        let shared = present.get_mut(&diff_id).filter(|present| present.users > 1);
+        let shared = present.get_mut(&key).filter(|present| present.users > 1);
         shared.map(|present| present.users -= 1).is_some()
     }
 
     /// Counts one user less; the last one takes the layer's file away, and waits for the disk.
-    pub(super) fn release(&self, diff_id: DiffId) {
-        if self.release_shared(diff_id) || self.is_frozen() {
+    pub(super) fn release(&self, key: LayerKey) {
+        if self.release_shared(key) || self.is_frozen() {
             return;
         }
         let renaming = lock(&self.renaming);
         {
             let mut present = lock(&self.present);
-            let Some(found) = present.get_mut(&diff_id) else {
+            let Some(found) = present.get_mut(&key) else {
                 return;
             };
             found.users = found.users.saturating_sub(1);
             if found.users > 0 {
                 return;
             }
-            present.remove(&diff_id);
+            present.remove(&key);
         }
         // Renamed before the same layer can come again; deleted at leisure.
         let (path, doomed) = (
-            self.path(diff_id),
-            self.incoming.join(format!("deleted-{}", diff_id.hex())),
+            self.path(key),
+            self.incoming.join(format!("deleted-{}", file_name(key))),
         );
         let renamed = fs::rename(&path, &doomed);
         drop(renaming);
@@ -204,7 +205,7 @@ impl LayerStore {
 
     /// The layer's file, to be shown to a VM.
     pub(super) fn blob(&self, layer: &Layer) -> Result<Segment, ImageError> {
-        let path = self.path(layer.diff_id);
+        let path = self.path(layer.key());
         let file = File::open(&path).map_err(|error| ImageError::store("open", &path, error))?;
         let length = file
             .metadata()
@@ -237,9 +238,13 @@ impl LayerStore {
         self.frozen.load(Ordering::SeqCst)
     }
 
-    fn path(&self, diff_id: DiffId) -> PathBuf {
-        self.whole.join(format!("{}{SUFFIX}", diff_id.hex()))
+    fn path(&self, key: LayerKey) -> PathBuf {
+        self.whole.join(file_name(key))
     }
+}
+
+fn file_name(key: LayerKey) -> String {
+    format!("{}-{}{SUFFIX}", key.diff_id.hex(), key.source.hex())
 }
 
 /// A layer that stays on disk until this is dropped.
@@ -257,20 +262,20 @@ impl HeldLayer {
     /// Leaves the layer in use, by an image of the index.
     pub(super) fn keep(self) {
         lock(&self.store.present)
-            .entry(self.layer.diff_id)
+            .entry(self.layer.key())
             .and_modify(|present| present.users += 1);
     }
 }
 
 impl Drop for HeldLayer {
     fn drop(&mut self) {
-        let diff_id = self.layer.diff_id;
-        if self.store.release_shared(diff_id) {
+        let key = self.layer.key();
+        if self.store.release_shared(key) {
             return;
         }
         let (store, working) = (Arc::clone(&self.store), self.store.work.begin());
         let release = move || {
-            store.release(diff_id);
+            store.release(key);
             drop(working);
         };
         // The disk is not waited for where a pull is given up.

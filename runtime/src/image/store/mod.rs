@@ -1,7 +1,7 @@
 //! The images of this host.
 //!
-//! On disk there are two things. `images/layers/<diff ID>.erofs` is a converted layer, written under another name,
-//! flushed and renamed, so a file of that name is always whole. The index, in the daemon's database, is what makes a
+//! On disk there are two things. `images/layers/<diff ID>-<digest>.erofs` is a converted layer (the digest is that of what
+//! the registry sent), written under another name, flushed and renamed, so a file of that name is always whole. The index, in the daemon's database, is what makes a
 //! set of layers an image. A pull writes the layers first and the index last; a removal the other way round. So at any
 //! instant of a crash every image of the index is whole, and what belongs to none is taken away at the next start.
 //!
@@ -23,7 +23,7 @@ use redb::Database;
 
 use super::disk::{Partition, PartitionTable, sealed_memory};
 use super::registry::{Registries, install_crypto_provider};
-use super::{Credentials, Image, ImageConfig, ImageDisk, ImageError, ImageId, Reference};
+use super::{Converter, Credentials, Image, ImageConfig, ImageDisk, ImageError, ImageId, Reference};
 use catalogue::Catalogue;
 use download::Downloads;
 use index::{Index, Record};
@@ -39,6 +39,7 @@ pub struct ImageStore {
     registries: Registries,
     layers: Arc<LayerStore>,
     downloads: Downloads,
+    converter: Converter,
     work: Work,
     index: Index,
     catalogue: RwLock<Catalogue>,
@@ -62,7 +63,14 @@ impl ImageStore {
     ///
     /// Cleans up after a crash: downloads that were under way and layers of no image are deleted, images with missing
     /// layers are forgotten. Images that were removed while containers used them stay until [`collect`](Self::collect).
-    pub fn open(root: &Path, database: Arc<Database>, config: ImageConfig) -> Result<Arc<Self>, ImageError> {
+    ///
+    /// Layers are converted in processes that `converter` starts.
+    pub fn open(
+        root: &Path,
+        database: Arc<Database>,
+        config: ImageConfig,
+        converter: Converter,
+    ) -> Result<Arc<Self>, ImageError> {
         config.validate()?;
         install_crypto_provider();
         let directory = root.join("images");
@@ -78,7 +86,8 @@ impl ImageStore {
             directory,
             registries: Registries::new(config.clone()),
             config,
-            downloads: Downloads::new(Arc::clone(&layers), work.clone()),
+            downloads: Downloads::new(Arc::clone(&layers), work.clone(), converter.clone()),
+            converter,
             layers,
             work,
             index,
@@ -265,7 +274,7 @@ impl ImageStore {
             return Err(error);
         }
         for layer in taken.image.blobs() {
-            self.layers.release(layer.diff_id);
+            self.layers.release(layer.key());
         }
         Ok(())
     }

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt};
 
-use super::super::layer::{Converted, ExpectedLayer, LayerLimits, settle_directories};
+use super::super::converter::settle_directories;
+use super::super::digest::Hasher;
+use super::super::layer::{Converted, ExpectedLayer, LayerLimits};
 use super::super::registry::{
     Descriptor, DocumentError, Manifest, PLATFORM, ParsedConfig, Session, parse_config, parse_manifest,
 };
 use super::super::{
-    Credentials, DiffId, Digest, Image, ImageConfig, ImageError, ImageId, Layer, Reference, Version,
+    Credentials, DiffId, Digest, Image, ImageConfig, ImageError, ImageId, LayerKey, Reference, Version,
 };
 use super::ImageStore;
 use super::download::Order;
@@ -60,7 +62,7 @@ pub(super) async fn pull(
         .try_collect()
         .await?;
 
-    let directories = settled_directories(store, &held).await?;
+    let directories = settled_directories(store, reference, &held).await?;
     let image = Image {
         id: ImageId(config.digest),
         repo_tags: Vec::new(),
@@ -91,25 +93,46 @@ pub(super) async fn pull(
 /// The layer that gives directories the attributes they have in the image, if one is needed.
 async fn settled_directories(
     store: &ImageStore,
+    reference: &Reference,
     held: &[HeldLayer],
 ) -> Result<Option<HeldLayer>, ImageError> {
-    if held.len() < 2 {
+    let Some(top) = held.last().filter(|_| held.len() > 1) else {
         return Ok(None);
-    }
-    let described: Vec<_> = held.iter().map(|held| held.layer().clone()).collect();
+    };
+    let open = |held: &HeldLayer| {
+        let layer = held.layer();
+        Ok((
+            File::from(store.layers.blob(layer)?.file),
+            layer.implies_directories,
+        ))
+    };
+    let files = held.iter().map(open).collect::<Result<_, ImageError>>()?;
+    let temporary = store.layers.new_blob()?;
+    let fail = |error| ImageError::store("write directories to", temporary.path(), error);
+    let file = temporary.reopen().map_err(fail)?;
+    let limits = LayerLimits::from(&store.config);
+    let settling = settle_directories(&store.converter, files, file, limits, store.work.begin());
+    let settled = settling.await.map_err(|error| ImageError::Layer {
+        reference: reference.to_string(),
+        layer: top.layer().source,
+        error: Box::new(error),
+    })?;
+    let Some(blob_bytes) = settled else {
+        return Ok(None);
+    };
     let layers = Arc::clone(&store.layers);
     store
         .work
         .blocking(move || {
-            let open = |layer: &Layer| Ok((File::from(layers.blob(layer)?.file), layer.implies_directories));
-            let files = described.iter().map(open).collect::<Result<_, ImageError>>()?;
-            let temporary = layers.new_blob()?;
-            let fail = |error| ImageError::store("write directories to", temporary.path(), error);
-            let settled = settle_directories(files, temporary.reopen().map_err(fail)?).map_err(fail)?;
-            let Some((file, blob_bytes)) = settled else {
-                return Ok(None);
-            };
-            let digest = Digest::of(&std::fs::read(temporary.path()).map_err(fail)?);
+            let fail = |error| ImageError::store("read directories from", temporary.path(), error);
+            let mut hasher = Hasher::default();
+            let mut file = temporary.reopen().map_err(fail)?;
+            let length = std::io::copy(&mut file, &mut hasher).map_err(fail)?;
+            if length != blob_bytes {
+                let error = std::io::Error::other(format!("it has {length} bytes instead of {blob_bytes}"));
+                return Err(fail(error));
+            }
+            let digest = hasher.finish();
             let converted = Converted {
                 file,
                 blob_bytes,
@@ -117,7 +140,11 @@ async fn settled_directories(
                 implies_directories: false,
                 entries: 0,
             };
-            layers.adopt(temporary, &converted, digest).map(Some)
+            let key = LayerKey {
+                diff_id: digest,
+                source: digest,
+            };
+            layers.adopt(temporary, &converted, key).map(Some)
         })
         .await
 }

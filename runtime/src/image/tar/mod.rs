@@ -13,13 +13,15 @@ use std::sync::Arc;
 
 use header::{BLOCK_BYTES, Header};
 use pax::PaxRecords;
+use serde::{Deserialize, Serialize};
 pub(super) use sparse::SparseMap;
 
 /// The most bytes an extension record (PAX header, GNU long name, sparse map) may have, as in Go's `archive/tar`.
 pub(super) const MAX_EXTENSION_BYTES: u64 = 1 << 20;
 
 /// Why an archive cannot be read.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TarError {
     /// The bytes are no tar archive.
     #[error("the tar archive is malformed at byte {offset}: {reason}")]
@@ -29,7 +31,11 @@ pub enum TarError {
     Truncated { offset: u64 },
     /// The source of the bytes failed.
     #[error("{0}")]
-    Read(#[source] Arc<io::Error>),
+    Read(
+        #[source]
+        #[serde(with = "super::layer::io_error")]
+        Arc<io::Error>,
+    ),
 }
 
 /// One entry's header, with its extension records applied.
