@@ -182,11 +182,12 @@ fn image_code(kind: ErrorKind) -> Code {
     match kind {
         ErrorKind::InvalidReference => Code::InvalidArgument,
         ErrorKind::NotFound => Code::NotFound,
-        ErrorKind::Unauthorized => Code::PermissionDenied,
+        ErrorKind::Unauthorized => Code::Unauthenticated,
+        ErrorKind::Forbidden => Code::PermissionDenied,
         ErrorKind::Unavailable => Code::Unavailable,
         ErrorKind::RateLimited | ErrorKind::NoSpace | ErrorKind::TooLarge => Code::ResourceExhausted,
         ErrorKind::Corrupt => Code::DataLoss,
-        ErrorKind::Unsupported => Code::FailedPrecondition,
+        ErrorKind::Unsupported | ErrorKind::Untrusted | ErrorKind::Misconfigured => Code::FailedPrecondition,
         ErrorKind::Internal => Code::Internal,
     }
 }
@@ -235,6 +236,102 @@ mod tests {
         assert_eq!(code(timeout), Code::DeadlineExceeded);
         let missing = ContainerError::Image(ImageError::NotPresent { name: "x".into() });
         assert_eq!(code(missing), Code::NotFound);
+    }
+
+    #[test]
+    fn failures_of_registries_have_their_codes() {
+        let (reference, registry) = (|| "r/x:1".to_owned(), || "r".to_owned());
+        let text = || "t".to_owned();
+        let missing = || ImageError::Missing {
+            reference: reference(),
+            registry: registry(),
+            what: text(),
+        };
+        let unauthorized = ImageError::Unauthorized {
+            reference: reference(),
+            registry: registry(),
+            reason: text(),
+        };
+        for (error, code) in [
+            (missing(), Code::NotFound),
+            (
+                ImageError::AllFailed {
+                    reference: reference(),
+                    registry: registry(),
+                    what: text(),
+                    tried: vec![unauthorized.clone(), missing()],
+                },
+                Code::NotFound,
+            ),
+            (unauthorized, Code::Unauthenticated),
+            (
+                ImageError::Forbidden {
+                    reference: reference(),
+                    registry: registry(),
+                    reason: text(),
+                },
+                Code::PermissionDenied,
+            ),
+            (
+                ImageError::RateLimited {
+                    reference: reference(),
+                    registry: registry(),
+                    retry_after: None,
+                },
+                Code::ResourceExhausted,
+            ),
+            (
+                ImageError::Untrusted {
+                    reference: reference(),
+                    registry: registry(),
+                    reason: text(),
+                    hosts_file: "/h".into(),
+                },
+                Code::FailedPrecondition,
+            ),
+            (
+                ImageError::HostConfig {
+                    reference: reference(),
+                    reason: text(),
+                },
+                Code::FailedPrecondition,
+            ),
+            (
+                ImageError::WrongLength {
+                    reference: reference(),
+                    registry: registry(),
+                    what: text(),
+                    expected: 1,
+                    actual: 2,
+                },
+                Code::DataLoss,
+            ),
+            // The kubelet reads what is wrong with a registry behind this code alone.
+            (
+                ImageError::Redirects {
+                    reference: reference(),
+                    registry: registry(),
+                    what: text(),
+                    reason: text(),
+                },
+                Code::Unknown,
+            ),
+            (
+                ImageError::TooSlow {
+                    reference: reference(),
+                    registry: registry(),
+                    what: text(),
+                    bytes: 1,
+                    seconds: 1,
+                },
+                Code::Unknown,
+            ),
+        ] {
+            let status = Failure::of_pull(&error).into_status();
+            assert_eq!(status.code(), code, "{status:?}");
+            let told = status.message().starts_with("RegistryUnavailable: ");
+            assert_eq!(told, code == Code::Unknown, "{status:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The daemon's `[images]` section.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 
@@ -23,6 +24,13 @@ pub struct ImageConfig {
     /// Registries (`host` or `host:port`, as in an image's name) spoken to over plain HTTP. Those on loopback always
     /// are. Default: none.
     pub plain_http_registries: Vec<String>,
+
+    /// Directory with a folder for each registry in which `hosts.toml` or certificates say how it is reached, by
+    /// containerd's convention. It need not exist. Default: `/etc/containerd/certs.d`.
+    pub registry_config_dir: PathBuf,
+
+    /// Docker's `config.json` with credentials for hosts that a pull brings none for. Default: empty, none.
+    pub docker_config: PathBuf,
 
     /// The most layers an image may have, at most 254. Default: 127, the limit of other runtimes.
     pub max_image_layers: usize,
@@ -47,12 +55,25 @@ pub struct ImageConfig {
 
     /// Seconds within which a connection to a registry must stand. Default: 30.
     pub connect_timeout_seconds: u64,
+
+    /// The least bytes a second that a registry must send on average over [`Self::stall_timeout_seconds`] of waiting for
+    /// it; 0 for no such bound. Default: 1024.
+    pub least_bytes_per_second: u64,
+
+    /// How often a request is sent at most, when registries are overloaded or connections break; 1 for never again.
+    /// Default: 6.
+    pub request_attempts: u64,
+
+    /// The most seconds that are waited between the attempts of one request, all waits together. Default: 120.
+    pub retry_seconds: u64,
 }
 
 impl Default for ImageConfig {
     fn default() -> Self {
         Self {
             plain_http_registries: Vec::new(),
+            registry_config_dir: "/etc/containerd/certs.d".into(),
+            docker_config: PathBuf::new(),
             max_image_layers: 127,
             max_layer_bytes: 32 * GIB,
             max_layer_entries: 1_000_000,
@@ -61,6 +82,9 @@ impl Default for ImageConfig {
             parallel_layers: 3,
             stall_timeout_seconds: 60,
             connect_timeout_seconds: 30,
+            least_bytes_per_second: KIB,
+            request_attempts: 6,
+            retry_seconds: 120,
         }
     }
 }
@@ -70,7 +94,7 @@ impl Default for ImageConfig {
 #[error("images.{key} = {value} must be {allowed}")]
 pub struct ImageConfigError {
     key: &'static str,
-    value: u64,
+    value: String,
     allowed: &'static str,
 }
 
@@ -118,10 +142,32 @@ impl ImageConfig {
                 1..=3600,
                 "1 to 3600",
             ),
+            (
+                "least_bytes_per_second",
+                self.least_bytes_per_second,
+                0..=GIB,
+                "0 to 1 GiB, in bytes",
+            ),
+            ("request_attempts", self.request_attempts, 1..=100, "1 to 100"),
+            ("retry_seconds", self.retry_seconds, 0..=86_400, "0 to 86400"),
         ];
         for (key, value, range, allowed) in checks {
             if !range.contains(&value) {
+                let value = value.to_string();
                 return Err(ImageConfigError { key, value, allowed });
+            }
+        }
+        let paths = [
+            ("registry_config_dir", &self.registry_config_dir),
+            ("docker_config", &self.docker_config),
+        ];
+        for (key, path) in paths {
+            if !path.as_os_str().is_empty() && !path.is_absolute() {
+                return Err(ImageConfigError {
+                    key,
+                    value: format!("{:?}", path.display().to_string()),
+                    allowed: "an absolute path, or empty for none",
+                });
             }
         }
         Ok(())

@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+use base64::alphabet;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use base64::engine::{DecodePaddingMode, Engine as _};
+
 /// The secret for one pull, and the registry it is meant for.
 ///
 /// Its `Debug` output never shows a secret.
@@ -61,15 +65,7 @@ impl Credentials {
                 password: password.to_owned(),
             }
         } else if !auth.is_empty() {
-            let decoded = base64_decode(auth).ok_or(CredentialsError::MalformedAuth)?;
-            let text = String::from_utf8(decoded).map_err(|_| CredentialsError::MalformedAuth)?;
-            let (username, password) = text.split_once(':').ok_or(CredentialsError::MalformedAuth)?;
-            // Docker pads the password with NULs.
-            let password = password.trim_matches('\0');
-            Secret::Password {
-                username: username.to_owned(),
-                password: password.to_owned(),
-            }
+            Secret::from_auth(auth)?
         } else {
             return Ok(None);
         };
@@ -88,36 +84,37 @@ impl Credentials {
     }
 }
 
+impl Secret {
+    /// Reads base64 of `user:password`.
+    pub(super) fn from_auth(auth: &str) -> Result<Self, CredentialsError> {
+        let decoded = base64_decode(auth).ok_or(CredentialsError::MalformedAuth)?;
+        let text = String::from_utf8(decoded).map_err(|_| CredentialsError::MalformedAuth)?;
+        let (username, password) = text.split_once(':').ok_or(CredentialsError::MalformedAuth)?;
+        Ok(Self::Password {
+            username: username.to_owned(),
+            // Docker pads the password with NULs.
+            password: password.trim_matches('\0').to_owned(),
+        })
+    }
+}
+
 /// Docker Hub answers to three names.
-fn canonical_host(host: &str) -> &str {
+pub(super) fn canonical_host(host: &str) -> &str {
     match host {
         "index.docker.io" | "registry-1.docker.io" => super::reference::DEFAULT_REGISTRY,
         other => other,
     }
 }
 
+/// Base64 as people have it in their secrets: of either alphabet, padded or not.
 fn base64_decode(text: &str) -> Option<Vec<u8>> {
-    let digits = text.trim().trim_end_matches('=');
-    let mut bytes = Vec::with_capacity(digits.len() / 4 * 3 + 2);
-    let (mut buffer, mut bits) = (0_u32, 0_u32);
-    for digit in digits.bytes() {
-        let value = match digit {
-            b'A'..=b'Z' => digit - b'A',
-            b'a'..=b'z' => digit - b'a' + 26,
-            b'0'..=b'9' => digit - b'0' + 52,
-            b'+' | b'-' => 62,
-            b'/' | b'_' => 63,
-            _ => return None,
-        };
-        buffer = (buffer << 6 | u32::from(value)) & 0xffff;
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            let [.., byte] = (buffer >> bits).to_be_bytes();
-            bytes.push(byte);
-        }
-    }
-    Some(bytes)
+    const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true);
+    const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
+    const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
+    let text = text.trim();
+    STANDARD.decode(text).or_else(|_| URL_SAFE.decode(text)).ok()
 }
 
 impl fmt::Debug for Credentials {

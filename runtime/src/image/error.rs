@@ -44,12 +44,59 @@ pub enum ImageError {
         seconds: u64,
     },
 
-    /// No TLS connection can be made from this host.
+    /// The registry's certificate is not vouched for by anybody this host trusts.
     #[error(
-        "registry {registry}: no TLS client can be set up: {reason}; install the ca-certificates package, \
-             or list the registry in images.plain_http_registries"
+        "image {reference}: registry {registry} has a TLS certificate that is not trusted: {reason}; name its \
+             authority's certificate with `ca` in {hosts_file}, or, to take any, set `skip_verify = true` there"
     )]
-    Tls { registry: String, reason: String },
+    Untrusted {
+        reference: String,
+        registry: String,
+        reason: String,
+        hosts_file: PathBuf,
+    },
+
+    /// What the host's administrator wrote about registries cannot be used.
+    #[error("image {reference}: {reason}")]
+    HostConfig { reference: String, reason: String },
+
+    /// Every host that was asked failed.
+    #[error(
+        "image {reference}: no host of registry {registry} gave {what}: {}",
+        each_failure(.reference, .tried)
+    )]
+    AllFailed {
+        reference: String,
+        registry: String,
+        what: String,
+        /// What each host's failure was, in the order they were asked.
+        tried: Vec<ImageError>,
+    },
+
+    /// The registry sends from one place to the next and never to the content.
+    #[error(
+        "image {reference}: registry {registry} redirects the request for {what} {reason}; \
+             ask who runs the registry to correct its storage's address, or use another registry"
+    )]
+    Redirects {
+        reference: String,
+        registry: String,
+        what: String,
+        reason: String,
+    },
+
+    /// The registry sends, but next to nothing.
+    #[error(
+        "image {reference}: only {bytes} bytes of {what} came from registry {registry} in {seconds} s of waiting; \
+             try again later or from a nearer mirror, or lower images.least_bytes_per_second"
+    )]
+    TooSlow {
+        reference: String,
+        registry: String,
+        what: String,
+        bytes: u64,
+        seconds: u64,
+    },
 
     /// The registry wants other credentials, or any.
     #[error(
@@ -57,6 +104,17 @@ pub enum ImageError {
              give an image pull secret that may read this repository, or correct the image's name"
     )]
     Unauthorized {
+        reference: String,
+        registry: String,
+        reason: String,
+    },
+
+    /// The registry knows who asks, and does not let them.
+    #[error(
+        "image {reference}: registry {registry} forbids access ({reason}); \
+             let the account of the image pull secret read this repository, or use another account's"
+    )]
+    Forbidden {
         reference: String,
         registry: String,
         reason: String,
@@ -91,6 +149,19 @@ pub enum ImageError {
         registry: String,
         what: String,
         answer: String,
+    },
+
+    /// Content is longer or shorter than its descriptor says.
+    #[error(
+        "image {reference}: {what} has {actual} bytes in registry {registry} instead of {expected}: \
+             it is damaged or forged; push the image again or use another registry"
+    )]
+    WrongLength {
+        reference: String,
+        registry: String,
+        what: String,
+        expected: u64,
+        actual: u64,
     },
 
     /// Content differs from its digest.
@@ -184,8 +255,14 @@ pub enum ErrorKind {
     InvalidReference,
     /// The image, or what it consists of, does not exist where it was looked for.
     NotFound,
-    /// Credentials are missing, wrong, or not enough.
+    /// Credentials are missing or wrong.
     Unauthorized,
+    /// The credentials are right, but not enough.
+    Forbidden,
+    /// The registry's certificate is not trusted.
+    Untrusted,
+    /// What the host's administrator wrote about registries cannot be used.
+    Misconfigured,
     /// The registry cannot be reached, does not answer, or fails; later may be better.
     Unavailable,
     /// The registry limits the rate of requests.
@@ -209,21 +286,28 @@ impl ImageError {
             Self::Reference(_) => ErrorKind::InvalidReference,
             Self::Unreachable { .. }
             | Self::Stalled { .. }
+            | Self::TooSlow { .. }
+            | Self::Redirects { .. }
             | Self::BadAnswer { .. }
             | Self::Ending { .. } => ErrorKind::Unavailable,
             Self::Unauthorized { .. } => ErrorKind::Unauthorized,
+            Self::Forbidden { .. } => ErrorKind::Forbidden,
+            Self::Untrusted { .. } => ErrorKind::Untrusted,
+            Self::HostConfig { .. } => ErrorKind::Misconfigured,
+            // The last is the registry itself, or what stands for it.
+            Self::AllFailed { tried, .. } => tried.last().map_or(ErrorKind::Unavailable, Self::kind),
             Self::Missing { .. } | Self::NotPresent { .. } => ErrorKind::NotFound,
             Self::RateLimited { .. } => ErrorKind::RateLimited,
-            Self::DigestMismatch { .. } | Self::Malformed { .. } => ErrorKind::Corrupt,
+            Self::DigestMismatch { .. } | Self::WrongLength { .. } | Self::Malformed { .. } => {
+                ErrorKind::Corrupt
+            }
             Self::Unsupported { .. } | Self::NoPlatform { .. } => ErrorKind::Unsupported,
             Self::TooLarge { .. } => ErrorKind::TooLarge,
             Self::Layer { error, .. } => error.kind(),
             Self::Store { error, .. } if is_no_space(error) => ErrorKind::NoSpace,
-            Self::Store { .. }
-            | Self::Index { .. }
-            | Self::Config(_)
-            | Self::Tls { .. }
-            | Self::Interrupted { .. } => ErrorKind::Internal,
+            Self::Store { .. } | Self::Index { .. } | Self::Config(_) | Self::Interrupted { .. } => {
+                ErrorKind::Internal
+            }
         }
     }
 
@@ -234,6 +318,16 @@ impl ImageError {
             error: Arc::new(error.into()),
         }
     }
+}
+
+/// The failures one after the other, without the image's name before each.
+fn each_failure(reference: &str, tried: &[ImageError]) -> String {
+    let prefix = format!("image {reference}: ");
+    let failures = tried.iter().enumerate().map(|(index, error)| {
+        let text = error.to_string();
+        format!("({}) {}", index + 1, text.strip_prefix(&prefix).unwrap_or(&text))
+    });
+    failures.collect::<Vec<_>>().join("; ")
 }
 
 /// Whether `error` says that the disk, or a quota on it, is full.

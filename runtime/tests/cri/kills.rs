@@ -242,7 +242,10 @@ fn a_daemon_told_to_end_gives_its_pulls_up_and_leaves_nothing_of_them() {
         let layer = BuiltLayer::plain(Archive::new().file("half", vec![7; 500_000]).finish());
         push(&registry, "stuck", "latest", &[layer.clone()], json!({}));
         let half = layer.blob[..layer.blob.len() / 2].to_vec();
-        registry.set(&format!("/v2/stuck{}", layer.path_end()), Answer::Stalled(half));
+        registry.set(
+            &format!("/v2/stuck{}", layer.path_end()),
+            Answer::Stalled(layer.blob.len(), half),
+        );
         let stuck = format!("{}/stuck", registry.name());
 
         let directory = tempfile::tempdir().unwrap();

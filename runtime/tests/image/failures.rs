@@ -31,6 +31,7 @@ fn quick() -> ImageConfig {
     ImageConfig {
         stall_timeout_seconds: 1,
         connect_timeout_seconds: 1,
+        request_attempts: 1,
         ..ImageConfig::default()
     }
 }
@@ -75,23 +76,44 @@ async fn damaged_layers_are_refused() {
     .await;
 
     let half = good.blob[..good.blob.len() / 2].to_vec();
+    let (length, half_length) = (good.blob.len(), half.len());
     registry.set(&layer_path(&good), Answer::ok("x", half.clone()));
     fails(
         &registry,
         quick(),
-        ErrorKind::Unavailable,
-        &[&digest, "ended after", "try again"],
+        ErrorKind::Corrupt,
+        &[
+            &digest,
+            &format!("has {half_length} bytes"),
+            &format!("instead of {length}"),
+        ],
     )
     .await;
-    registry.set(&layer_path(&good), Answer::Cut(half.clone()));
+    registry.set(&layer_path(&good), Answer::Unmeasured(half.clone()));
     fails(
         &registry,
         quick(),
         ErrorKind::Unavailable,
-        &[&digest, "connection broke"],
+        &[
+            &digest,
+            &format!("ended after {half_length} of {length} bytes"),
+            "check its name, the network",
+        ],
     )
     .await;
-    registry.set(&layer_path(&good), Answer::Stalled(half.clone()));
+    registry.set(&layer_path(&good), Answer::Cut(length, half.clone()));
+    fails(
+        &registry,
+        quick(),
+        ErrorKind::Unavailable,
+        &[
+            &digest,
+            "connection broke",
+            &format!("{half_length} of {length} bytes had come"),
+        ],
+    )
+    .await;
+    registry.set(&layer_path(&good), Answer::Stalled(length, half.clone()));
     fails(
         &registry,
         quick(),
@@ -104,6 +126,18 @@ async fn damaged_layers_are_refused() {
     registry.set(
         &layer_path(&good),
         Answer::ok("x", [good.blob.clone(), vec![0]].concat()),
+    );
+    let longer = format!("has {} bytes", length + 1);
+    fails(
+        &registry,
+        quick(),
+        ErrorKind::Corrupt,
+        &[&digest, &longer, "damaged or forged"],
+    )
+    .await;
+    registry.set(
+        &layer_path(&good),
+        Answer::Unmeasured([good.blob.clone(), vec![0]].concat()),
     );
     fails(&registry, quick(), ErrorKind::Corrupt, &[&digest, "more than"]).await;
     registry.set(&layer_path(&good), Answer::status(404, &[], "{}"));
@@ -425,14 +459,19 @@ async fn registries_that_refuse_or_fail_are_told_apart() {
             &["the tag latest is not in registry", "correct the name"][..],
         ),
         (
+            Answer::status(404, &[], r#"{"errors":[{"code":"NAME_UNKNOWN","message":"?"}]}"#),
+            ErrorKind::NotFound,
+            &["its repository a is not in registry", "correct the name"],
+        ),
+        (
             Answer::status(401, &[], body),
             ErrorKind::Unauthorized,
             &["401", "not for you", "image pull secret"],
         ),
         (
             Answer::status(403, &[], body),
-            ErrorKind::Unauthorized,
-            &["403", "not for you"],
+            ErrorKind::Forbidden,
+            &["forbids access", "403", "not for you", "let the account"],
         ),
         (
             Answer::status(429, &retry, body),
@@ -450,14 +489,24 @@ async fn registries_that_refuse_or_fail_are_told_apart() {
             &["503"],
         ),
         (
-            Answer::Stalled(b"{".to_vec()),
+            Answer::Stalled(1000, b"{".to_vec()),
             ErrorKind::Unavailable,
             &["no byte of its manifest", "for 1 s"],
         ),
         (
-            Answer::Cut(b"{".to_vec()),
+            Answer::Cut(1000, b"{".to_vec()),
             ErrorKind::Unavailable,
             &["connection broke"],
+        ),
+        (
+            Answer::Nothing,
+            ErrorKind::Unavailable,
+            &["cannot be reached", "connection closed"],
+        ),
+        (
+            Answer::status(416, &[], ""),
+            ErrorKind::Unavailable,
+            &["416", "ask who runs the registry"],
         ),
     ] {
         registry.set("/v2/a/manifests/latest", answer);
@@ -472,7 +521,11 @@ async fn registries_that_refuse_or_fail_are_told_apart() {
         &registry,
         quick(),
         ErrorKind::Unavailable,
-        &["more than 5 redirects"],
+        &[
+            "in a circle",
+            "more than 5 redirects",
+            "ask who runs the registry",
+        ],
     )
     .await;
 

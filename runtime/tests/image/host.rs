@@ -29,12 +29,32 @@ impl Host {
         })
     }
 
+    /// With a folder of its own for registries' files.
     pub fn with(config: ImageConfig) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let registry_config_dir = directory.path().join("certs.d");
         Self {
-            directory: tempfile::tempdir().unwrap(),
-            config,
+            directory,
+            config: ImageConfig {
+                registry_config_dir,
+                ..config
+            },
             converter: Converter::at(env!("CARGO_BIN_EXE_bulkheadd")),
         }
+    }
+
+    /// Writes a file of what is known about a registry, and gives its path.
+    pub fn registry_file(&self, registry: &str, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+        let folder = self.config.registry_config_dir.join(registry);
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Writes a registry's `hosts.toml`.
+    pub fn hosts(&self, registry: &str, text: &str) {
+        self.registry_file(registry, "hosts.toml", text);
     }
 
     pub fn path(&self) -> &Path {

@@ -2,7 +2,7 @@
 //! fsck.erofs, GNU tar, umoci, sfdisk and a real registry.
 //!
 //! Needs root, for mounts, device nodes and `trusted.*` attributes, and Debian's packages tar, erofs-utils, fdisk,
-//! umoci, skopeo and docker-registry.
+//! umoci, skopeo, docker-registry and openssl.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,16 +13,21 @@
     reason = "a test that goes wrong here has failed and says where, and reads best in the simplest form"
 )]
 
+mod authority;
 mod build;
+mod certificates;
 mod compare;
 mod disks;
 mod failures;
 mod host;
 mod hostile;
 mod layers;
+mod mirrors;
+mod proxies;
 mod pulls;
 mod real;
 mod registry;
+mod retries;
 mod sandbox;
 mod sharing;
 mod stores;

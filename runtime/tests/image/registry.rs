@@ -6,9 +6,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 
 /// A running registry; stops when dropped.
 pub struct Registry {
@@ -33,6 +35,8 @@ pub struct Request {
     pub target: String,
     pub headers: Vec<(String, String)>,
     pub body: String,
+    /// Whether the client showed a certificate.
+    pub certified: bool,
 }
 
 impl Request {
@@ -49,12 +53,18 @@ impl Request {
 pub enum Answer {
     /// A whole answer: status, headers, body.
     Whole(u16, Vec<(String, String)>, Vec<u8>),
-    /// The body, and then silence though more was promised.
-    Stalled(Vec<u8>),
-    /// The body, and then the end though more was promised.
-    Cut(Vec<u8>),
-    /// The body again and again.
+    /// The body, and then silence though so many bytes were promised.
+    Stalled(usize, Vec<u8>),
+    /// The body, and then the end though so many bytes were promised.
+    Cut(usize, Vec<u8>),
+    /// Status, headers and the body, and then the end, though so many bytes were promised.
+    CutPart(Vec<(String, String)>, usize, Vec<u8>),
+    /// The body again and again, without a word of how long it is.
     Endless(Vec<u8>),
+    /// The body, without a word of how long it is.
+    Unmeasured(Vec<u8>),
+    /// Nothing: the connection is closed.
+    Nothing,
     /// The body when the gate opens.
     Gated(watch::Receiver<bool>, Vec<u8>),
     /// A part of the body, and the rest when the gate opens.
@@ -79,13 +89,34 @@ impl Answer {
 
 impl Registry {
     pub async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// A registry that speaks TLS.
+    pub async fn start_tls(config: ServerConfig) -> Self {
+        Self::start_with(Some(TlsAcceptor::from(Arc::new(config)))).await
+    }
+
+    async fn start_with(tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::<Shared>::default();
         let serving = Arc::clone(&shared);
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, Arc::clone(&serving)));
+                let (serving, tls) = (Arc::clone(&serving), tls.clone());
+                tokio::spawn(async move {
+                    match tls {
+                        None => serve(stream, serving, false).await,
+                        Some(tls) => {
+                            // A client that does not like the certificate goes away.
+                            if let Ok(stream) = tls.accept(stream).await {
+                                let certified = stream.get_ref().1.peer_certificates().is_some();
+                                serve(stream, serving, certified).await;
+                            }
+                        }
+                    }
+                });
             }
         });
         Self {
@@ -142,10 +173,16 @@ impl Drop for Registry {
     }
 }
 
-async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
+/// What requests come on.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
+
+async fn serve(mut stream: impl Stream, shared: Arc<Shared>, certified: bool) {
     let Some(request) = read_request(&mut stream).await else {
         return;
     };
+    let request = Request { certified, ..request };
     shared.requests.lock().unwrap().push(request.clone());
     let path = request.target.split('?').next().unwrap().to_owned();
     let route = shared.routes.lock().unwrap().get(&path).cloned();
@@ -154,7 +191,7 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
     let _ = write_answer(&mut stream, answer).await;
 }
 
-async fn read_request(stream: &mut TcpStream) -> Option<Request> {
+pub async fn read_request(stream: &mut impl Stream) -> Option<Request> {
     let mut bytes = Vec::new();
     let head_end = loop {
         if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -187,6 +224,7 @@ async fn read_request(stream: &mut TcpStream) -> Option<Request> {
         target,
         headers,
         body: String::from_utf8(body).ok()?,
+        certified: false,
     })
 }
 
@@ -195,8 +233,10 @@ fn whole(body: &[u8]) -> String {
     format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n")
 }
 
-async fn write_answer(stream: &mut TcpStream, answer: Answer) -> std::io::Result<()> {
-    let promise_more = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1000000000000\r\n\r\n";
+async fn write_answer(stream: &mut impl Stream, answer: Answer) -> std::io::Result<()> {
+    let promise =
+        |length| format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+    let unmeasured = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n";
     match answer {
         Answer::Whole(status, headers, body) => {
             let status_line = format!("HTTP/1.1 {status} Status\r\n");
@@ -207,17 +247,32 @@ async fn write_answer(stream: &mut TcpStream, answer: Answer) -> std::io::Result
             stream.write_all(head.concat().as_bytes()).await?;
             stream.write_all(&body).await?;
         }
-        Answer::Stalled(body) => {
-            stream.write_all(promise_more.as_bytes()).await?;
+        Answer::Stalled(length, body) => {
+            stream.write_all(promise(length).as_bytes()).await?;
             stream.write_all(&body).await?;
+            stream.flush().await?;
             pending::<()>().await;
         }
-        Answer::Cut(body) => {
-            stream.write_all(promise_more.as_bytes()).await?;
+        Answer::Cut(length, body) => {
+            stream.write_all(promise(length).as_bytes()).await?;
+            stream.write_all(&body).await?;
+        }
+        Answer::CutPart(headers, length, body) => {
+            let head = headers.iter().fold(String::new(), |text, (key, value)| {
+                text + key + ": " + value + "\r\n"
+            });
+            let head =
+                format!("HTTP/1.1 206 Part\r\nConnection: close\r\nContent-Length: {length}\r\n{head}\r\n");
+            stream.write_all(head.as_bytes()).await?;
+            stream.write_all(&body).await?;
+        }
+        Answer::Nothing => {}
+        Answer::Unmeasured(body) => {
+            stream.write_all(unmeasured.as_bytes()).await?;
             stream.write_all(&body).await?;
         }
         Answer::Endless(body) => {
-            stream.write_all(promise_more.as_bytes()).await?;
+            stream.write_all(unmeasured.as_bytes()).await?;
             loop {
                 stream.write_all(&body).await?;
             }

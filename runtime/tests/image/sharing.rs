@@ -158,7 +158,10 @@ async fn a_store_that_is_closed_gives_up_its_pulls_and_leaves_nothing_of_them() 
     push(&registry, "whole", "latest", &[whole.clone()], json!({}));
     push(&registry, "half", "latest", &[whole, half.clone()], json!({}));
     let path = format!("/v2/half{}", half.path_end());
-    registry.set(&path, Answer::Stalled(half.blob[..200_000].to_vec()));
+    registry.set(
+        &path,
+        Answer::Stalled(half.blob.len(), half.blob[..200_000].to_vec()),
+    );
     let host = Host::new();
     let store = host.open();
     pull(&store, &format!("{}/whole", registry.name())).await.unwrap();

@@ -173,13 +173,16 @@ fn answer(mut connection: TcpStream, head: bool, media_type: &str, body: &Body) 
             }
         }
         Body::Stalled(bytes) => {
-            let length = bytes.len() + 1024;
+            // How much is to come is not said: a length other than the manifest's would be refused.
+            let length = bytes.len();
             write!(
                 connection,
-                "HTTP/1.1 200 OK\r\n{fixed}Content-Length: {length}\r\n\r\n"
+                "HTTP/1.1 200 OK\r\n{fixed}Transfer-Encoding: chunked\r\n\r\n"
             )?;
             if !head {
+                write!(connection, "{length:x}\r\n")?;
                 connection.write_all(bytes)?;
+                connection.write_all(b"\r\n")?;
                 // Until the client hangs up.
                 connection.read_to_end(&mut Vec::new())?;
             }

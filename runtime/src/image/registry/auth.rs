@@ -1,8 +1,10 @@
 //! What a registry asks for and what it is shown: basic authentication and bearer tokens
 //! (distribution's "Token Authentication Specification").
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http_auth::ChallengeParser;
-use reqwest::header::HeaderValue;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Client, RequestBuilder, Url};
 use serde::Deserialize;
 
@@ -63,7 +65,7 @@ pub(super) fn basic(credentials: &Credentials) -> Option<HeaderValue> {
     };
     secret_header(&format!(
         "Basic {}",
-        base64_encode(format!("{username}:{password}").as_bytes())
+        STANDARD.encode(format!("{username}:{password}"))
     ))
 }
 
@@ -80,25 +82,24 @@ fn secret_header(text: &str) -> Option<HeaderValue> {
 /// A request to a token server.
 #[derive(Debug)]
 pub(super) struct TokenRequest<'a> {
-    pub(super) realm: &'a str,
+    pub(super) realm: &'a Url,
     pub(super) service: Option<&'a str>,
     pub(super) scope: &'a str,
     pub(super) credentials: Option<&'a Credentials>,
     /// Whether the registry that named the server is spoken to over TLS.
     pub(super) secure_registry: bool,
+    /// What is sent besides.
+    pub(super) headers: HeaderMap,
 }
 
 impl TokenRequest<'_> {
-    pub(super) fn build(&self, client: &Client) -> Result<RequestBuilder, String> {
-        let mut url =
-            Url::parse(self.realm).map_err(|_| format!("its token server {:?} is no URL", self.realm))?;
+    pub(super) fn build(self, client: &Client) -> Result<RequestBuilder, String> {
+        let mut url = self.realm.clone();
         let scheme_allowed = url.scheme() == "https" || url.scheme() == "http" && !self.secure_registry;
         if !scheme_allowed {
-            return Err(format!(
-                "its token server {:?} would be spoken to without TLS",
-                self.realm
-            ));
+            return Err(format!("its token server {url} would be spoken to without TLS"));
         }
+        let mut headers = self.headers;
         let parameters = [("service", self.service), ("scope", Some(self.scope))];
         let parameters = parameters
             .iter()
@@ -109,15 +110,15 @@ impl TokenRequest<'_> {
                 ("refresh_token", token.as_str()),
                 ("client_id", CLIENT_ID),
             ]));
-            let form_type = "application/x-www-form-urlencoded";
-            return Ok(client.post(url).header("content-type", form_type).body(body));
+            let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
+            headers.insert(CONTENT_TYPE, form_type);
+            return Ok(client.post(url).headers(headers).body(body));
         }
         url.query_pairs_mut().extend_pairs(parameters);
-        let mut request = client.get(url);
         if let Some(value) = self.credentials.and_then(basic) {
-            request = request.header("authorization", value);
+            headers.insert(AUTHORIZATION, value);
         }
-        Ok(request)
+        Ok(client.get(url).headers(headers))
     }
 }
 
@@ -142,28 +143,6 @@ pub(super) fn token_from(body: &[u8]) -> Option<HeaderValue> {
     let Answer { token, access_token } = serde_json::from_slice(body).ok()?;
     let token = if token.is_empty() { access_token } else { token };
     if token.is_empty() { None } else { bearer(&token) }
-}
-
-fn base64_encode(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let padded = group
-            .iter()
-            .chain([&0; 2])
-            .take(3)
-            .fold(0_u32, |word, byte| word << 8 | u32::from(*byte));
-        for place in 0..4 {
-            let index = (padded >> (18 - 6 * place) & 63) as usize;
-            let digit = if place > group.len() {
-                b'='
-            } else {
-                DIGITS.get(index).copied().unwrap_or(b'=')
-            };
-            text.push(char::from(digit));
-        }
-    }
-    text
 }
 
 #[cfg(test)]
@@ -194,20 +173,6 @@ mod tests {
     }
 
     #[test]
-    fn base64_is_padded() {
-        for (plain, encoded) in [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-        ] {
-            assert_eq!(base64_encode(plain.as_bytes()), encoded);
-        }
-        assert_eq!(base64_encode(&[0xff, 0xfe, 0xfd]), "//79");
-    }
-
-    #[test]
     fn tokens_are_found_under_either_name() {
         let token = |body: &str| token_from(body.as_bytes()).map(|value| value.to_str().unwrap().to_owned());
         assert_eq!(token(r#"{"token":"a"}"#), Some("Bearer a".into()));
@@ -224,13 +189,14 @@ mod tests {
     fn secrets_go_to_no_token_server_without_tls() {
         super::super::install_crypto_provider();
         let client = Client::builder().tls_certs_only([]).build().unwrap();
-        let build = |realm, secure_registry| {
+        let build = |realm: &str, secure_registry| {
             let request = TokenRequest {
-                realm,
+                realm: &realm.parse().unwrap(),
                 service: Some("s&s"),
                 scope: "a:b",
                 credentials: None,
                 secure_registry,
+                headers: HeaderMap::new(),
             };
             request
                 .build(&client)

@@ -144,7 +144,9 @@ async fn download(
     let _place = places.acquire_owned().await;
     let (blob, key) = (expected.blob, expected.key());
     // A registry that does not answer costs no process.
-    let mut stream = session.blob_stream(blob, &format!("layer {blob}")).await?;
+    let mut stream = session
+        .blob_stream(blob, expected.blob_bytes, &format!("layer {blob}"))
+        .await?;
     let fail = |error: LayerError| ImageError::Layer {
         reference: reference.clone(),
         layer: blob,

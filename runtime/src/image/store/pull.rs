@@ -40,7 +40,7 @@ pub(super) async fn pull(
     credentials: Option<Credentials>,
 ) -> Result<ImageId, ImageError> {
     let started = std::time::Instant::now();
-    let session = Arc::new(store.registries.session(reference, credentials)?);
+    let session = Arc::new(store.registries.session(reference, credentials).await?);
     let pull = Pull {
         reference,
         session,
@@ -166,14 +166,9 @@ impl Pull<'_> {
                 .session
                 .manifest(&version, self.config.max_manifest_bytes)
                 .await?;
-            let digest = Digest::of(&json);
-            let what = match version {
-                Version::Tag(_) => "its manifest".to_owned(),
-                Version::Digest(expected) => {
-                    let what = format!("its manifest {expected}");
-                    self.check_digest(&what, expected, digest)?;
-                    what
-                }
+            let (digest, what) = match version {
+                Version::Tag(_) => (Digest::of(&json), "its manifest".to_owned()),
+                Version::Digest(digest) => (digest, format!("its manifest {digest}")),
             };
             let resolved = *resolved.get_or_insert(digest);
             match parse_manifest(&json, content_type.as_deref())
@@ -190,8 +185,7 @@ impl Pull<'_> {
     async fn image_config(&self, descriptor: &Descriptor) -> Result<(Vec<u8>, ParsedConfig), ImageError> {
         let (limit, key) = (self.config.max_config_bytes, "max_config_bytes");
         let what = format!("its configuration {}", descriptor.digest);
-        let json = self.session.blob(descriptor.digest, &what, limit, key).await?;
-        self.check_digest(&what, descriptor.digest, Digest::of(&json))?;
+        let json = self.session.blob(descriptor, &what, limit, key).await?;
         let parsed = parse_config(&json).map_err(|error| self.document(&what, error))?;
         Ok((json.to_vec(), parsed))
     }
@@ -243,19 +237,6 @@ impl Pull<'_> {
                 diff_id: *diff_id,
             })
             .collect())
-    }
-
-    fn check_digest(&self, what: &str, expected: Digest, actual: Digest) -> Result<(), ImageError> {
-        if expected == actual {
-            return Ok(());
-        }
-        let (reference, what) = (self.reference.to_string(), what.to_owned());
-        Err(ImageError::DigestMismatch {
-            reference,
-            what,
-            expected,
-            actual,
-        })
     }
 
     fn document(&self, what: &str, error: DocumentError) -> ImageError {
