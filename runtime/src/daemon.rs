@@ -69,12 +69,17 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Takes the directories, opens the state and finds again what was there. Must be called in a tokio runtime.
+    /// Takes the directories, opens the state and finds again what was there. Must be called in a tokio runtime. Layers
+    /// are converted by `converter`'s processes.
     ///
     /// # Errors
     ///
     /// [`StartError`].
-    pub async fn start(config: Config, host: Arc<dyn Host>) -> Result<Arc<Self>, StartError> {
+    pub async fn start(
+        config: Config,
+        host: Arc<dyn Host>,
+        converter: Converter,
+    ) -> Result<Arc<Self>, StartError> {
         let locks = [
             DirectoryLock::take(&config.root)?,
             DirectoryLock::take(&config.state)?,
@@ -91,7 +96,7 @@ impl Daemon {
             &config.root,
             Arc::clone(store.database()),
             config.images.clone(),
-            Converter::default(),
+            converter,
         )?;
         let scratch = ScratchTemplates::open(config.root.join("scratch"))?;
         let mib = config.vm.scratch_mib;

@@ -82,7 +82,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         // Before anything is found again: a signal that comes then must not be lost.
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
-        let daemon = Daemon::start(config, Arc::new(Linux::default())).await?;
+        let daemon = Daemon::start(config, Arc::new(Linux::default()), Converter::default()).await?;
         let end = async move {
             tokio::select! {
                 _ = terminate.recv() => {}

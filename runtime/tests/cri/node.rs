@@ -17,7 +17,7 @@ use bulkhead_runtime::{
     config::Config,
     cri::server::serve,
     daemon::{Daemon, StartError},
-    image::ImageStore,
+    image::{Converter, ImageStore},
     sandbox::host::Host,
 };
 use hyper_util::rt::TokioIo;
@@ -157,9 +157,7 @@ impl Node {
     /// Starts the daemon and waits until it serves.
     pub fn start(&mut self) {
         let runtime = Runtime::new().unwrap();
-        let daemon = runtime
-            .block_on(Daemon::start(self.config.clone(), Arc::clone(&self.host) as _))
-            .unwrap();
+        let daemon = runtime.block_on(self.start_daemon()).unwrap();
         let images = Arc::clone(&daemon.images);
         let (ready, is_ready) = std::sync::mpsc::channel();
         runtime.spawn(async move {
@@ -173,7 +171,13 @@ impl Node {
     /// A second daemon on the same directories.
     pub fn second(&self) -> Result<Arc<Daemon>, StartError> {
         let runtime = Runtime::new().unwrap();
-        runtime.block_on(Daemon::start(self.config.clone(), Arc::clone(&self.host) as _))
+        runtime.block_on(self.start_daemon())
+    }
+
+    async fn start_daemon(&self) -> Result<Arc<Daemon>, StartError> {
+        // Started again, this program would run its tests.
+        let converter = Converter::at(env!("CARGO_BIN_EXE_bulkheadd"));
+        Daemon::start(self.config.clone(), Arc::clone(&self.host) as _, converter).await
     }
 
     /// Ends the daemon at once: nothing it does is finished, nothing it holds is given back.
