@@ -6,6 +6,7 @@ pub mod disk;
 mod error;
 pub mod exec;
 pub mod exit;
+mod image_volume;
 mod process;
 pub mod recover;
 pub mod remove;

@@ -25,7 +25,10 @@ use super::{
         first::{self, Birthplace, FirstPlan, Made},
         report::Report,
     },
-    mount::standard,
+    mount::{
+        attach::open_within,
+        standard::{self, Source},
+    },
     pod_init::PodInit,
     process::{Process, Supervision},
     process_io::ProcessIo,
@@ -39,12 +42,17 @@ use crate::{
     init::log,
     io::{registry::ProcessName, terminal::Terminal},
     stats::writable_layer::LayerUsage,
-    storage::{disks::DiskPart, filesystem, layers::Layer, overlay::Overlay, scratch::WritableLayer, tree},
+    storage::{
+        filesystem, image_tree::ImageTree, layers::Layer, overlay::Overlay, scratch::WritableLayer, tree,
+    },
     sys::device_filter,
 };
 
 /// Where the roots of containers are in the agent's tree.
 const CONTAINERS: &str = "/run/containers";
+
+/// Where the images are that containers see beside their own.
+const IMAGES: &str = "/run/images";
 
 /// How long a child that has reported its failure may take to end.
 const END: Duration = Duration::from_secs(10);
@@ -58,19 +66,11 @@ impl Engine {
     /// Creates a container. Where it fails nothing of it stays.
     pub async fn create(
         &self,
-        spec: ContainerSpec,
+        mut spec: ContainerSpec,
         sandbox: &Sandbox,
     ) -> Result<ResolvedUser, ContainerError> {
         let reservation = self.table.reserve(&spec.id)?;
-        let parts: Vec<DiskPart> = spec
-            .layers
-            .iter()
-            .map(|layer| DiskPart {
-                serial: layer.disk.clone(),
-                partition: Some(layer.partition),
-            })
-            .collect();
-        let layers = self.layers.use_all(&parts, &self.reaper).await?;
+        let layers = self.layers.use_all(&spec.layers, &self.reaper).await?;
         let uppermost = layers.last().map(Layer::path).unwrap_or_default();
         let writable = WritableLayer::create(&spec.id, &uppermost)?;
         let mut unfinished = Unfinished::default();
@@ -78,8 +78,10 @@ impl Engine {
         let place = rootfs_place(&spec.id);
         fs::create_dir_all(&place).map_err(step("make the place of the root file system"))?;
         unfinished.directories.push(place.clone());
-        let root = Overlay::mount(layers, &writable, &place)?;
+        let root = Overlay::mount(layers, Some(&writable), &place)?;
         let user = resolve_user(spec.process.user.as_ref(), root.path())?;
+        // Until the first process has bound what it needs of them.
+        let _images = self.mount_images(&mut spec).await?;
         let cgroup = limited_cgroup(&spec)?;
         let devpts = make_devpts()?;
 
@@ -161,6 +163,32 @@ impl Engine {
             changing: tokio::sync::Mutex::default(),
         }));
         Ok(user)
+    }
+
+    /// Mounts the images that the container sees beside its own, and says in its mounts where they are.
+    async fn mount_images(&self, spec: &mut ContainerSpec) -> Result<Vec<ImageTree>, ContainerError> {
+        let mut trees = Vec::new();
+        for (index, mount) in spec.mounts.iter_mut().enumerate() {
+            let Source::Image { layers, path } = &mount.source else {
+                continue;
+            };
+            let layers = self.layers.use_all(layers, &self.reaper).await?;
+            let place = Path::new(IMAGES).join(format!("{}-{index}", spec.id));
+            let tree = ImageTree::mount(layers, &place)?;
+            let absent = |source: io::Error| ContainerError::NotInImage {
+                destination: mount.destination.clone(),
+                path: path.clone(),
+                source,
+            };
+            let root = RootDirectory::open(&tree.path()).map_err(absent)?;
+            open_within(&root, path).map_err(|errno| absent(errno.into()))?;
+            mount.source = Source::Within {
+                root: tree.path(),
+                path: path.clone(),
+            };
+            trees.push(tree);
+        }
+        Ok(trees)
     }
 
     fn make_first(

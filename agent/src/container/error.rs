@@ -67,6 +67,17 @@ pub enum ContainerError {
     /// Its root.
     #[error(transparent)]
     Overlay(#[from] OverlayError),
+    /// What it wants to see of another image.
+    #[error("the image for {destination} has no usable {path:?}")]
+    NotInImage {
+        /// Where it was to be mounted.
+        destination: String,
+        /// The path in the image.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Its control group.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),

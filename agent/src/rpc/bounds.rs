@@ -159,6 +159,7 @@ impl Bounded for agent::CreateContainerRequest {
         for mount in &self.mounts {
             string("mounts.type", &mount.r#type)?;
             string("mounts.source", &mount.source)?;
+            count("mounts.layers", mount.layers.len(), limits::LAYERS)?;
             string("mounts.destination", &mount.destination)?;
             strings("mounts.options", mount.options.iter())?;
         }

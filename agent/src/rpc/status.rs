@@ -110,6 +110,7 @@ impl Coded for ContainerError {
             | Self::StillRuns { .. }
             | Self::NoTerminal { .. } => Code::FailedPrecondition,
             Self::TooMany { .. } | Self::Overlay(OverlayError::TooMany { .. }) => Code::ResourceExhausted,
+            Self::NotInImage { .. } => Code::OutOfRange,
             Self::BadSignal(_) | Self::NotKill(_) | Self::User(_) => Code::InvalidArgument,
             Self::Layer(LayerError::Disk(error)) => error.code(),
             Self::Scratch(error) => error.code(),

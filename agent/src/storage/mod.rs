@@ -3,6 +3,7 @@
 
 pub mod disks;
 pub mod filesystem;
+pub mod image_tree;
 pub mod layers;
 pub mod overlay;
 pub mod scratch;

@@ -1,6 +1,8 @@
-//! The overlay of image layers and a writable layer that is a container's root.
+//! Overlays: image layers and a writable layer, which are a container's root, and image layers alone, which are what else of
+//! an image a container sees.
 
 use std::{
+    fmt::Write as _,
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -20,20 +22,21 @@ use super::{
 };
 use crate::init::log;
 
-/// Options beside the directories: no feature that would write names or numbers of this mount into the upper layer,
-/// and no syncing of what does not outlive the machine.
-const OPTIONS: [MountOption<'_>; 4] = [
+/// Options beside the directories: no feature that would write names or numbers of this mount into an upper layer.
+const OPTIONS: [MountOption<'_>; 3] = [
     ("index", Some("off")),
     ("metacopy", Some("off")),
     ("xino", Some("off")),
-    ("volatile", None),
 ];
+
+/// With a writable layer: no syncing of what does not outlive the machine.
+const VOLATILE: MountOption<'_> = ("volatile", None);
 
 /// The root cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum OverlayError {
     /// The kernel does not take the overlay.
-    #[error("cannot put {layers} layers and a writable one together")]
+    #[error("cannot put {layers} layers of an image together")]
     Mount {
         /// How many are read-only.
         layers: usize,
@@ -50,7 +53,7 @@ pub enum OverlayError {
         layers: usize,
     },
     /// There is no place for it.
-    #[error("cannot mount the root file system on {}", path.display())]
+    #[error("cannot mount an image's file system on {}", path.display())]
     Place {
         /// Where.
         path: PathBuf,
@@ -70,8 +73,12 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// Mounts `layers`, lowest first, under `writable` at the directory `path`.
-    pub fn mount(layers: Vec<Layer>, writable: &WritableLayer, path: &Path) -> Result<Self, OverlayError> {
+    /// Mounts `layers`, lowest first, under `writable` at the directory `path`; without it, read-only and at least two of them.
+    pub fn mount(
+        layers: Vec<Layer>,
+        writable: Option<&WritableLayer>,
+        path: &Path,
+    ) -> Result<Self, OverlayError> {
         match mount_appending(&layers, writable) {
             Ok(overlay) => {
                 filesystem::attach(&overlay, &path.to_string_lossy()).map_err(|source| OverlayError::Place {
@@ -118,21 +125,24 @@ impl Drop for Overlay {
 }
 
 /// One option for each layer (Linux 6.8).
-fn mount_appending(layers: &[Layer], writable: &WritableLayer) -> Result<OwnedFd, FilesystemError> {
+fn mount_appending(layers: &[Layer], writable: Option<&WritableLayer>) -> Result<OwnedFd, FilesystemError> {
     // The uppermost comes first.
     let lower: Vec<String> = layers
         .iter()
         .rev()
         .map(|layer| layer.path().to_string_lossy().into_owned())
         .collect();
-    let upper = writable.upper().to_string_lossy().into_owned();
-    let work = writable.work().to_string_lossy().into_owned();
+    let upper = writable
+        .map(|writable| [writable.upper(), writable.work()].map(|path| path.to_string_lossy().into_owned()));
     let mut options: Vec<MountOption<'_>> = vec![("source", Some("overlay"))];
     options.extend(lower.iter().map(|path| ("lowerdir+", Some(path.as_str()))));
-    options.extend([
-        ("upperdir", Some(upper.as_str())),
-        ("workdir", Some(work.as_str())),
-    ]);
+    if let Some([upper, work]) = &upper {
+        options.extend([
+            ("upperdir", Some(upper.as_str())),
+            ("workdir", Some(work.as_str())),
+            VOLATILE,
+        ]);
+    }
     options.extend(OPTIONS);
     filesystem::create("overlay", &options, MountAttrFlags::empty())
 }
@@ -140,7 +150,7 @@ fn mount_appending(layers: &[Layer], writable: &WritableLayer) -> Result<OwnedFd
 /// All layers in one option of mount(2), by names relative to their directory.
 fn mount_in_one_page(
     layers: &[Layer],
-    writable: &WritableLayer,
+    writable: Option<&WritableLayer>,
     path: &Path,
     first_error: FilesystemError,
 ) -> Result<(), OverlayError> {
@@ -167,16 +177,20 @@ fn mount_in_one_page(
     }
 }
 
-fn one_page(lower: impl Iterator<Item = String>, writable: &WritableLayer) -> Option<std::ffi::CString> {
+fn one_page(
+    lower: impl Iterator<Item = String>,
+    writable: Option<&WritableLayer>,
+) -> Option<std::ffi::CString> {
     /// What mount(2) reads of its options.
     const PAGE_BYTES: usize = 4096;
-    let mut data = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        lower.collect::<Vec<_>>().join(":"),
-        writable.upper().display(),
-        writable.work().display()
-    );
-    for (key, value) in OPTIONS {
+    let mut data = format!("lowerdir={}", lower.collect::<Vec<_>>().join(":"));
+    let mut options = OPTIONS.to_vec();
+    if let Some(writable) = writable {
+        let (upper, work) = (writable.upper(), writable.work());
+        let _ = write!(data, ",upperdir={},workdir={}", upper.display(), work.display());
+        options.push(VOLATILE);
+    }
+    for (key, value) in options {
         data.push(',');
         data.push_str(key);
         if let Some(value) = value {

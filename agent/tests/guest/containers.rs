@@ -148,6 +148,7 @@ pub async fn failed_creations_leave_nothing(guest: SharedGuest) {
                 source: "x".to_owned(),
                 destination: "/x".to_owned(),
                 options: Vec::new(),
+                ..agent::MountSpec::default()
             }];
         },
     )
@@ -158,6 +159,7 @@ pub async fn failed_creations_leave_nothing(guest: SharedGuest) {
             source: "x".to_owned(),
             destination: "/x".to_owned(),
             options: vec!["no_such_option=1".to_owned()],
+            ..agent::MountSpec::default()
         }];
     })
     .await;

@@ -115,6 +115,7 @@ pub fn bind(source: &str, destination: &str, options: &[&str]) -> agent::MountSp
         source: source.to_owned(),
         destination: destination.to_owned(),
         options: options.iter().map(|option| (*option).to_owned()).collect(),
+        ..agent::MountSpec::default()
     }
 }
 

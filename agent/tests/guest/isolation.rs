@@ -79,6 +79,7 @@ pub async fn hostile_images_place_no_mount_outside(guest: SharedGuest) {
             source: "tmpfs".to_owned(),
             destination: destination.to_owned(),
             options: vec!["size=1m".to_owned()],
+            ..agent::MountSpec::default()
         }];
         request
     };
@@ -130,6 +131,7 @@ pub async fn mounts_are_made_as_asked(guest: SharedGuest) {
             source: "tmpfs".to_owned(),
             destination: "/t".to_owned(),
             options: vec!["nosuid".to_owned(), "size=512k".to_owned()],
+            ..agent::MountSpec::default()
         },
     ];
     let seen = host.run(request).await.ok();
@@ -162,6 +164,7 @@ pub async fn masked_and_read_only_paths(guest: SharedGuest) {
         source: "tmpfs".to_owned(),
         destination: "/tmp".to_owned(),
         options: Vec::new(),
+        ..agent::MountSpec::default()
     }];
     assert_eq!(host.run(request).await.ok(), "0\n1\n1\ntmp\n1\n");
 }

@@ -7,16 +7,18 @@ use bulkhead_proto::{
     cri::{ContainerConfig, LinuxContainerSecurityContext, NamespaceMode},
 };
 
+use tonic::Code;
+
 use super::{
-    Container, ContainerError, container_name, disk, process::process, resources::resources, signal,
-    user_record, validate,
+    Container, ContainerError, container_name, disk, image_volume, process::process, resources::resources,
+    signal, user_record, validate,
 };
 use crate::{
     daemon::Daemon,
     identity::{new_id, now_ns},
     image::Image,
     refusal::Refusal,
-    sandbox::{Pod, machine::Machine},
+    sandbox::{Pod, agent::AgentError, machine::Machine},
     store::{ContainerPhase, ContainerRecord, ImageRecord},
 };
 
@@ -28,7 +30,7 @@ use crate::{
 pub async fn create(
     daemon: &Arc<Daemon>,
     pod: &Arc<Pod>,
-    config: ContainerConfig,
+    mut config: ContainerConfig,
 ) -> Result<String, ContainerError> {
     validate::container(&config, &pod.config)?;
     let machine = pod.machine()?;
@@ -44,6 +46,7 @@ pub async fn create(
             name: asked.to_owned(),
         })?;
 
+    let volumes = image_volume::resolve(daemon, &mut config)?;
     let id = new_id();
     let mut request = request(daemon, pod, &config, &image, &id)?;
     let stop_signal = stop_signal(&config, &image)?;
@@ -53,9 +56,20 @@ pub async fn create(
         .reserve(&container_name(&config, &pod.id), &id)?;
 
     request.layers = disk::attach(daemon, pod, &machine, &image, &id).await?;
-    let agent_error = |source| ContainerError::Agent {
-        id: id.clone(),
-        source,
+    request.mounts = image_volume::attach(daemon, pod, &machine, &volumes, &id).await?;
+    let agent_error = |source| match source {
+        // What the agent says of a path that an image does not have.
+        AgentError::Refused {
+            code: Code::OutOfRange,
+            message: reason,
+        } => ContainerError::NoVolumePath {
+            id: id.clone(),
+            reason,
+        },
+        source => ContainerError::Agent {
+            id: id.clone(),
+            source,
+        },
     };
     let answer = machine.agent().create_container(request).await;
     let answer = match answer {

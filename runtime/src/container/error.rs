@@ -2,6 +2,7 @@
 
 use bulkhead_vmm::control::client::ControlError;
 
+use super::image_volume::FAILED;
 use crate::{
     image::ImageError,
     logs::LogError,
@@ -38,6 +39,22 @@ pub enum ContainerError {
         image: String,
         /// What is wrong.
         source: ControlError,
+    },
+    /// An image that it mounts is not here.
+    #[error("{FAILED}: image {image:?} for {destination} is not here; pull it first")]
+    NoVolumeImage {
+        /// Where it was to be mounted.
+        destination: String,
+        /// The image, as asked for.
+        image: String,
+    },
+    /// A part of an image that it mounts does not exist.
+    #[error("{FAILED}: container {id}: {reason}; correct image_sub_path")]
+    NoVolumePath {
+        /// The container.
+        id: String,
+        /// Which part of which mount.
+        reason: String,
     },
     /// The state it is in does not allow it.
     #[error("container {id} is {state} and cannot be {operation}{remedy}")]

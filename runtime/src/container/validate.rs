@@ -7,6 +7,7 @@ use bulkhead_proto::cri::{
     NamespaceMode, PodSandboxConfig, security_profile::ProfileType,
 };
 
+use super::image_volume;
 use crate::{
     refusal::Refusal,
     sandbox::validate::{namespace_options, selinux},
@@ -97,12 +98,8 @@ pub(super) fn log_path(config: &ContainerConfig, pod: &PodSandboxConfig) -> Resu
 fn mount(mount: &Mount) -> Result<(), Refusal> {
     let field = "config.mounts";
     let at = &mount.container_path;
-    if let Some(image) = &mount.image {
-        // The beginning of the text is what the kubelet counts image volumes by.
-        return Err(Refusal::not_yet(
-            "ImageVolumeMountFailed: config.mounts.image",
-            format!("image {:?} cannot be mounted at {at}", image.image),
-        ));
+    if mount.image.is_some() {
+        return image_volume::check(mount);
     }
     if mount.propagation() == MountPropagation::PropagationBidirectional {
         return Err(Refusal::impossible(

@@ -113,13 +113,47 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
+fn an_image_is_mounted_read_only_and_by_a_path_in_it() {
+    let with_image = |change: fn(&mut Mount)| {
+        with_mount(|mount| {
+            mount.host_path.clear();
+            mount.readonly = true;
+            mount.image = Some(ImageSpec {
+                image: "tools:1".into(),
+                ..ImageSpec::default()
+            });
+            change(mount);
+        })
+    };
+    check(&with_image(|_| {})).unwrap();
+    check(&with_image(|m| m.image_sub_path = "usr/share/x..y".into())).unwrap();
+    check(&with_image(|m| m.mount_options = vec!["noexec".into()])).unwrap();
+    for (config, word) in [
+        (with_image(|m| m.readonly = false), "readonly"),
+        (with_image(|m| m.host_path = "/tmp".into()), "host_path"),
+        (with_image(|m| m.image_sub_path = "/etc".into()), "image_sub_path"),
+        (
+            with_image(|m| m.image_sub_path = "a/../../b".into()),
+            "image_sub_path",
+        ),
+        (with_image(|m| m.propagation = 1), "propagation"),
+        (
+            with_image(|m| m.mount_options = vec!["dev".into()]),
+            "mount_options",
+        ),
+        (with_image(|m| m.image = Some(ImageSpec::default())), "image"),
+        (with_image(|m| m.container_path = "mnt".into()), "container_path"),
+    ] {
+        let refused = check(&config).unwrap_err().to_string();
+        let start = format!("ImageVolumeMountFailed: config.mounts.{word}: ");
+        assert!(refused.starts_with(&start), "{refused}");
+    }
+}
+
+#[test]
 fn what_is_not_there_yet_is_refused_by_name() {
     for (config, word) in [
         (with_mount(|_| {}), "/host"),
-        (
-            with_mount(|m| m.image = Some(ImageSpec::default())),
-            "ImageVolumeMountFailed",
-        ),
         (
             ContainerConfig {
                 devices: vec![Device {

@@ -137,7 +137,8 @@ fn container_code(error: &ContainerError) -> Code {
         ContainerError::Lookup(error) => lookup_code(error),
         ContainerError::Pod(error) => pod_code(error),
         ContainerError::Image(error) => image_code(error.kind()),
-        ContainerError::State { .. } => Code::FailedPrecondition,
+        ContainerError::State { .. } | ContainerError::NoVolumePath { .. } => Code::FailedPrecondition,
+        ContainerError::NoVolumeImage { .. } => Code::NotFound,
         ContainerError::Agent { source, .. } => agent_code(source),
         ContainerError::Timeout { .. }
         | ContainerError::Unkillable { .. }

@@ -9,6 +9,7 @@ mod bad_images;
 mod crashes;
 mod exec;
 mod exits;
+mod image_volumes;
 mod images;
 mod impossible;
 mod isolation;

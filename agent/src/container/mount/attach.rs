@@ -1,7 +1,10 @@
 //! Puts the mounts of a container into its root. Runs in the container's first process, in its namespaces, before the
 //! root is changed: sources are named in the agent's tree, destinations in the container's.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
 
 use rustix::{
     fs::{CWD, FileType, OFlags, fstat},
@@ -43,6 +46,12 @@ pub enum AttachCause {
         #[source]
         source: Errno,
     },
+    /// There is nothing of that name in the tree.
+    #[error("there is no such path")]
+    Absent(#[source] Errno),
+    /// The image was not put together before.
+    #[error("its image is not mounted")]
+    NotMounted,
     /// Its place in the image.
     #[error("the image has no usable place for it")]
     Place(#[source] Errno),
@@ -71,12 +80,17 @@ fn attempt(mount: &Mount, root: &RootDirectory, devpts: BorrowedFd<'_>) -> Resul
             made.as_fd()
         }
         Source::Bind(path) => {
-            made = clone_of(path, mount.options.bind).map_err(|source| AttachCause::Bind {
+            made = clone_of(CWD, path, mount.options.bind).map_err(|source| AttachCause::Bind {
                 path: path.clone(),
                 source,
             })?;
             made.as_fd()
         }
+        Source::Within { root, path } => {
+            made = clone_within(root, path, mount.options.bind)?;
+            made.as_fd()
+        }
+        Source::Image { .. } => return Err(AttachCause::NotMounted),
     };
     change_attributes(tree, mount)?;
     let target = place(mount, root, tree)?;
@@ -96,12 +110,31 @@ fn instance(kind: &str, source: &str, mount: &Mount) -> Result<OwnedFd, Filesyst
     filesystem::create(kind, &options, MountAttrFlags::empty())
 }
 
-fn clone_of(path: &str, bind: Option<Bind>) -> Result<OwnedFd, Errno> {
+fn clone_of(directory: BorrowedFd<'_>, path: &str, bind: Option<Bind>) -> Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if bind == Some(Bind::Tree) {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    open_tree(CWD, path, flags)
+    if path.is_empty() {
+        flags |= OpenTreeFlags::AT_EMPTY_PATH;
+    }
+    open_tree(directory, path, flags)
+}
+
+/// A clone of what is at `path` in the tree at `root`, out of which no link leads.
+fn clone_within(root: &Path, path: &str, bind: Option<Bind>) -> Result<OwnedFd, AttachCause> {
+    let tree = RootDirectory::open(root)?;
+    let found = open_within(&tree, path).map_err(AttachCause::Absent)?;
+    clone_of(found.as_fd(), "", bind).map_err(|source| AttachCause::Bind {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Opens what is at `path` in a tree, or its root.
+pub fn open_within(tree: &RootDirectory, path: &str) -> Result<OwnedFd, Errno> {
+    let path = if path.is_empty() { "." } else { path };
+    tree.open_existing(path.as_bytes(), OFlags::PATH)
 }
 
 fn change_attributes(tree: BorrowedFd<'_>, mount: &Mount) -> std::io::Result<()> {

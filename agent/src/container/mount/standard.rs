@@ -1,7 +1,12 @@
 //! The mounts that every container has, as the OCI runtime specification has them for Linux (config-linux.md, "Default
 //! Filesystems" and "Default Devices").
 
-use crate::container::mount::options::{self, MountOptions};
+use std::path::PathBuf;
+
+use crate::{
+    container::mount::options::{self, MountOptions},
+    storage::disks::DiskPart,
+};
 
 /// What is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +20,20 @@ pub enum Source {
     },
     /// A file or directory of the guest.
     Bind(String),
+    /// A file or directory of an image: a path in what its layers, lowest first, are together.
+    Image {
+        /// Its layers.
+        layers: Vec<DiskPart>,
+        /// The path; empty for the root.
+        path: String,
+    },
+    /// A file or directory in a tree of the guest that somebody else has made: links are followed within that tree.
+    Within {
+        /// The tree's root.
+        root: PathBuf,
+        /// The path; empty for the root.
+        path: String,
+    },
     /// The container's devpts, which the agent made so that it can take terminals from it.
     Devpts,
 }

@@ -3,9 +3,12 @@
 use bulkhead_proto::agent;
 
 use super::{ProcessSpec, Resources, SpecError, absolute_path, absolute_paths, without_zero};
-use crate::container::mount::{
-    options,
-    standard::{Mount, Source},
+use crate::{
+    container::mount::{
+        options,
+        standard::{Mount, Source},
+    },
+    storage::disks::DiskPart,
 };
 
 /// The container's process namespace.
@@ -19,22 +22,13 @@ pub enum PidNamespace {
     Target(String),
 }
 
-/// One image layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LayerSource {
-    /// Serial of the disk.
-    pub disk: String,
-    /// GPT partition, from 1.
-    pub partition: u32,
-}
-
 /// A container.
 #[derive(Clone, Debug)]
 pub struct ContainerSpec {
     /// Its name.
     pub id: String,
     /// Lowest first; at least one.
-    pub layers: Vec<LayerSource>,
+    pub layers: Vec<DiskPart>,
     /// Its first process.
     pub process: ProcessSpec,
     /// Mounts beyond the standard ones.
@@ -75,21 +69,7 @@ impl ContainerSpec {
         }
         Ok(Self {
             id: request.container_id,
-            layers: request
-                .layers
-                .into_iter()
-                .map(|layer| match layer.partition {
-                    0 => Err(SpecError::OutOfRange {
-                        what: "the partition of a layer",
-                        value: 0,
-                        range: "1 to 128",
-                    }),
-                    partition => Ok(LayerSource {
-                        disk: layer.disk,
-                        partition,
-                    }),
-                })
-                .collect::<Result<_, _>>()?,
+            layers: parse_layers(request.layers)?,
             process: ProcessSpec::parse(request.process.ok_or(SpecError::Missing("the process"))?)?,
             mounts: request
                 .mounts
@@ -106,17 +86,43 @@ impl ContainerSpec {
     }
 }
 
+fn parse_layers(layers: Vec<agent::Layer>) -> Result<Vec<DiskPart>, SpecError> {
+    layers
+        .into_iter()
+        .map(|layer| match layer.partition {
+            0 => Err(SpecError::OutOfRange {
+                what: "the partition of a layer",
+                value: 0,
+                range: "1 to 128",
+            }),
+            partition => Ok(DiskPart {
+                serial: layer.disk,
+                partition: Some(partition),
+            }),
+        })
+        .collect()
+}
+
 fn parse_mount(mount: agent::MountSpec) -> Result<Mount, SpecError> {
     let destination = absolute_path("mount destination", mount.destination)?;
     if destination.split('/').all(|name| name.is_empty() || name == ".") {
         return Err(SpecError::MountOnRoot(destination));
     }
-    let options =
-        options::parse(&mount.options, mount.r#type == "bind").map_err(|source| SpecError::MountOption {
-            destination: destination.clone(),
-            source,
-        })?;
-    let source = if options.bind.is_some() {
+    let is_image = mount.r#type == "image";
+    let is_bind = is_image || mount.r#type == "bind";
+    let options = options::parse(&mount.options, is_bind).map_err(|source| SpecError::MountOption {
+        destination: destination.clone(),
+        source,
+    })?;
+    let source = if is_image {
+        if mount.layers.is_empty() {
+            return Err(SpecError::Missing("a layer of an image that is mounted"));
+        }
+        Source::Image {
+            layers: parse_layers(mount.layers)?,
+            path: without_zero("path in an image", mount.source)?,
+        }
+    } else if options.bind.is_some() {
         Source::Bind(absolute_path("mount source", mount.source)?)
     } else if mount.r#type.is_empty() {
         return Err(SpecError::Missing("the type of a mount"));
@@ -219,7 +225,7 @@ mod tests {
                     r#type: kind.to_owned(),
                     source: source.to_owned(),
                     destination: destination.to_owned(),
-                    options: Vec::new(),
+                    ..agent::MountSpec::default()
                 });
             })
         };
@@ -228,5 +234,6 @@ mod tests {
         assert!(matches!(mount("bind", "a", "/b"), SpecError::NotAbsolute { .. }));
         assert!(matches!(mount("bind", "/a", "b"), SpecError::NotAbsolute { .. }));
         assert!(matches!(mount("", "tmpfs", "/b"), SpecError::Missing(_)));
+        assert!(matches!(mount("image", "", "/b"), SpecError::Missing(_)));
     }
 }
