@@ -15,7 +15,7 @@ pub mod identity;
 pub mod image;
 pub mod lock;
 pub mod logs;
-mod network;
+pub mod network;
 pub mod notify;
 pub mod refusal;
 pub mod sandbox;

@@ -7,6 +7,7 @@
 use std::{
     fs::{self, OpenOptions},
     io,
+    os::fd::AsFd,
     path::Path,
     thread,
 };
@@ -16,7 +17,7 @@ use rustix::{
     ioctl::{Setter, ioctl},
     mount::{UnmountFlags, mount_bind, unmount},
     net::{AddressFamily, SocketFlags, SocketType, socket_with},
-    thread::{UnshareFlags, unshare_unsafe},
+    thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe},
 };
 
 /// Makes a network namespace and keeps it at `path`, a new file in a directory that exists.
@@ -66,6 +67,27 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Does `work` in the namespace at `path`, on a thread of its own that ends with it. Blocking.
+///
+/// # Errors
+///
+/// What the kernel says, such as that there is no namespace.
+pub(crate) fn enter<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let namespace = fs::File::open(path)?;
+    thread::scope(|scope| {
+        let worker = thread::Builder::new().name("in-netns".to_owned()).spawn_scoped(
+            scope,
+            move || -> io::Result<T> {
+                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+                Ok(work())
+            },
+        )?;
+        worker
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
+    })
+}
+
 /// `struct ifreq` of netdevice(7), with flags.
 #[repr(C)]
 struct InterfaceFlags {
@@ -109,21 +131,18 @@ mod tests {
         let path = directory.path().join("ns");
         create(&path).unwrap();
         assert_eq!(create(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        let file = fs::File::open(&path).unwrap();
-        let interfaces = thread::spawn(move || {
-            rustix::thread::move_into_link_name_space(
-                std::os::fd::AsFd::as_fd(&file),
-                Some(rustix::thread::LinkNameSpaceType::Network),
-            )
-            .unwrap();
-            fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap()
-        });
         // Only an interface that is up has its IPv6 address.
-        let interfaces = interfaces.join().unwrap();
+        let interfaces = || fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+        let interfaces = enter(&path, interfaces).unwrap();
         assert_eq!(interfaces.lines().count(), 1, "{interfaces}");
         assert!(interfaces.trim_end().ends_with(" lo"), "{interfaces}");
         remove(&path).unwrap();
         assert!(!path.exists());
         remove(&path).unwrap();
+        fs::write(&path, "no namespace").unwrap();
+        assert_eq!(
+            enter(&path, || ()).unwrap_err().raw_os_error(),
+            Some(libc::EINVAL)
+        );
     }
 }

@@ -1,0 +1,307 @@
+//! Attaches pods to the cluster's network and detaches them.
+
+mod operations;
+mod readiness;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::{Mutex as AsyncMutex, Notify, RwLock as AsyncRwLock},
+    task::{AbortHandle, spawn_blocking},
+};
+
+use super::{
+    cni::{
+        cache::{Cache, write_durably},
+        config::NetworkList,
+        network,
+        plugin::Runner,
+        result::Dns,
+        watch,
+    },
+    config::NetworkConfig,
+    error::NetworkError,
+    guest::{self, GuestInterface, GuestNeighbor, GuestRoute, MacAddress},
+    host_ports::{HostPorts, PortMapping},
+    locked,
+    prefix::IpPrefix,
+    tap::Tap,
+};
+
+/// The network that pods are attached to.
+#[derive(Debug)]
+pub struct PodNetwork {
+    inner: Arc<Inner>,
+    tasks: Vec<AbortHandle>,
+}
+
+/// What is to be attached: a pod, and what its network's plugins may be told of it.
+#[derive(Clone, Debug, Default)]
+pub struct Attachment {
+    /// The pod's id.
+    pub pod_id: String,
+    /// Its network namespace, which is there.
+    pub namespace_path: PathBuf,
+    /// Its name, Kubernetes namespace and UID.
+    pub name: String,
+    /// See `name`.
+    pub namespace: String,
+    /// See `name`.
+    pub uid: String,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// Its host name; may be empty.
+    pub hostname: String,
+    /// Its host ports; those with host port 0 mean nothing.
+    pub port_mappings: Vec<PortMapping>,
+    /// Queue pairs of each of its devices; 0 is taken for 1.
+    pub queue_pairs: u8,
+    /// The hardware address that its interface shall have, where the plugins let themselves be told.
+    pub mac: Option<MacAddress>,
+    /// Its control group, as the kubelet names it.
+    pub cgroup_parent: Option<String>,
+    /// Its own name servers, where it has them.
+    pub dns: Option<Dns>,
+    /// The name of the tap that [`PodNetwork::prepare_tap`] has made for its first interface.
+    pub tap: Option<String>,
+}
+
+/// What a pod has been given.
+#[derive(Debug)]
+pub struct Attached {
+    /// Its interfaces, the first being the network's main one.
+    pub interfaces: Vec<GuestInterface>,
+    /// Its routes, in an order in which they can be set.
+    pub routes: Vec<GuestRoute>,
+    /// Its neighbours.
+    pub neighbors: Vec<GuestNeighbor>,
+    /// What the network says of name servers.
+    pub dns: Dns,
+    /// Its addresses: the first is `PodSandboxStatus.network.ip`, the others `additional_ips`. At least one.
+    pub ips: Vec<IpAddr>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    runner: Runner,
+    conf_dir: PathBuf,
+    template: Option<PathBuf>,
+    cache: Cache,
+    pod_cidr_file: PathBuf,
+    state: Mutex<State>,
+    ports: Mutex<HostPorts>,
+    pod_cidrs: Mutex<Vec<IpPrefix>>,
+    /// Operations on one pod come one after the other.
+    turns: Mutex<HashMap<String, Weak<AsyncMutex<()>>>>,
+    /// ADD and DEL share it; GC must have it alone.
+    plugins: AsyncRwLock<()>,
+    ask_status: Notify,
+}
+
+/// What pods would be attached to now.
+#[derive(Debug)]
+struct State {
+    list: Result<Arc<NetworkList>, String>,
+    /// Whether the plugins of `list` are ready.
+    status: Result<(), String>,
+}
+
+impl PodNetwork {
+    /// Opens the network: reads the configuration, and watches it from then on. What is remembered of pods is kept under
+    /// `state_dir`, which must survive a reboot. Must be called in the daemon's asynchronous runtime.
+    ///
+    /// # Errors
+    ///
+    /// When what is remembered cannot be read. That there is no configuration is no error: see [`PodNetwork::readiness`].
+    pub fn open(config: &NetworkConfig, state_dir: &Path) -> io::Result<Arc<Self>> {
+        let runtime = Handle::try_current().map_err(io::Error::other)?;
+        let given = |path: &PathBuf| (!path.as_os_str().is_empty()).then(|| path.clone());
+        let cache = Cache::open(&given(&config.cache_dir).unwrap_or_else(|| state_dir.join("network")))?;
+        let mut ports = HostPorts::default();
+        for entry in cache.list(None)? {
+            let mappings = entry.capabilities.get("portMappings");
+            ports.restore(&entry.pod_id, &entry.pod_name, mappings);
+        }
+        let pod_cidr_file = cache.directory().join("pod-cidr");
+        let pod_cidrs = match fs::read_to_string(&pod_cidr_file) {
+            Ok(text) => parse_cidrs(text.trim()).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let inner = Arc::new(Inner {
+            runner: Runner {
+                bin_dirs: config.bin_dirs.clone(),
+                timeout: Duration::from_secs(config.plugin_timeout_seconds),
+            },
+            conf_dir: config.conf_dir.clone(),
+            template: given(&config.conf_template),
+            cache,
+            pod_cidr_file,
+            state: Mutex::new(State {
+                list: Err("the CNI configuration has not been read yet".to_owned()),
+                status: Ok(()),
+            }),
+            ports: Mutex::new(ports),
+            pod_cidrs: Mutex::new(pod_cidrs),
+            turns: Mutex::default(),
+            plugins: AsyncRwLock::new(()),
+            ask_status: Notify::new(),
+        });
+        inner.look();
+        let looking = Arc::clone(&inner);
+        let watching = runtime.spawn(async move {
+            watch::watch(&looking.conf_dir, || looking.look()).await;
+        });
+        let asking = Arc::clone(&inner);
+        let asking = runtime.spawn(async move { asking.keep_asking_status().await });
+        Ok(Arc::new(Self {
+            inner,
+            tasks: vec![watching.abort_handle(), asking.abort_handle()],
+        }))
+    }
+
+    /// Whether pods can be attached. Tells what is known already, and never blocks.
+    ///
+    /// # Errors
+    ///
+    /// Why not, with what to do.
+    pub fn readiness(&self) -> Result<(), String> {
+        let state = locked(&self.inner.state);
+        match &state.list {
+            Ok(_) => state.status.clone(),
+            Err(reason) => Err(reason.clone()),
+        }
+    }
+
+    /// Makes a tap with `queue_pairs` queues in the namespace at `namespace_path`, so that a machine can be started with it
+    /// while CNI is run. [`Attachment::tap`] is its name then.
+    ///
+    /// # Errors
+    ///
+    /// [`NetworkError::Namespace`].
+    pub async fn prepare_tap(&self, namespace_path: &Path, queue_pairs: u8) -> Result<Tap, NetworkError> {
+        let namespace = namespace_path.to_owned();
+        blocking(move || guest::prepare(&namespace, queue_pairs)).await
+    }
+
+    /// Attaches a pod: runs ADD, and joins a tap to each interface. What has been done is undone when something fails. Goes on to
+    /// its end when nobody waits for it any more; then [`PodNetwork::detach`] must be called.
+    ///
+    /// # Errors
+    ///
+    /// [`NetworkError`].
+    pub async fn attach(&self, pod: &Attachment) -> Result<Attached, NetworkError> {
+        let (inner, pod) = (Arc::clone(&self.inner), pod.clone());
+        in_task(async move { inner.attach(&pod).await }).await
+    }
+
+    /// Detaches a pod: runs DEL as it was added, whatever the configuration is now. A pod that is not attached is not an error.
+    /// Call it before the pod's namespace is removed. Goes on to its end when nobody waits for it any more.
+    ///
+    /// # Errors
+    ///
+    /// [`NetworkError`]. It may be called again.
+    pub async fn detach(&self, pod_id: &str) -> Result<(), NetworkError> {
+        let (inner, pod_id) = (Arc::clone(&self.inner), pod_id.to_owned());
+        in_task(async move { inner.detach(&pod_id).await }).await
+    }
+
+    /// Asks the plugins whether a pod is attached as it was.
+    ///
+    /// # Errors
+    ///
+    /// [`NetworkError`], [`NetworkError::NotAttached`] among them.
+    pub async fn check(&self, pod_id: &str) -> Result<(), NetworkError> {
+        let inner = &self.inner;
+        let _turn = inner.turn(pod_id).await;
+        let entries = inner.entries(Some(pod_id)).await?;
+        if entries.is_empty() {
+            return Err(NetworkError::NotAttached(pod_id.to_owned()));
+        }
+        let _shared = inner.plugins.read().await;
+        for entry in entries {
+            network::check(&inner.runner, &inner.network_of(&entry)?, &entry).await?;
+        }
+        Ok(())
+    }
+
+    /// Detaches every pod that is not `living`, and lets the plugins forget what belongs to none that is. For the start, before
+    /// pods are attached. Gives what failed; it is tried again when called again.
+    pub async fn collect(&self, living: &[String]) -> Vec<NetworkError> {
+        let inner = Arc::clone(&self.inner);
+        let living: HashSet<String> = living.iter().cloned().collect();
+        let done = in_task(async move { Ok(inner.collect(&living).await) }).await;
+        done.unwrap_or_else(|error| vec![error])
+    }
+
+    /// Takes the node's pod CIDR, as `UpdateRuntimeConfig` has it: one network, or one of each family with a comma between. It is
+    /// remembered, handed to plugins that ask for `ipRanges`, and filled into the template of configurations.
+    ///
+    /// # Errors
+    ///
+    /// [`NetworkError::PodCidr`] and [`NetworkError::Template`].
+    pub fn set_pod_cidr(&self, cidr: &str) -> Result<(), NetworkError> {
+        let inner = &self.inner;
+        // What the kubelet says before it knows one.
+        if cidr.trim().is_empty() {
+            return Ok(());
+        }
+        let cidrs =
+            parse_cidrs(cidr).ok_or_else(|| NetworkError::PodCidr(cidr.chars().take(120).collect()))?;
+        inner.fill_in_template(&cidrs)?;
+        write_durably(&inner.pod_cidr_file, cidr.as_bytes()).map_err(inner.record("write"))?;
+        *locked(&inner.pod_cidrs) = cidrs;
+        inner.look();
+        Ok(())
+    }
+}
+
+impl Drop for PodNetwork {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+fn parse_cidrs(text: &str) -> Option<Vec<IpPrefix>> {
+    let cidrs: Vec<IpPrefix> = text
+        .split(',')
+        .map(|cidr| cidr.trim().parse().ok())
+        .collect::<Option<_>>()?;
+    match cidrs.as_slice() {
+        [_] => Some(cidrs),
+        [a, b] if a.address.is_ipv4() != b.address.is_ipv4() => Some(cidrs),
+        _ => None,
+    }
+}
+
+/// Does what must not stop halfway, because somebody gave up waiting.
+async fn in_task<T: Send + 'static>(
+    work: impl Future<Output = Result<T, NetworkError>> + Send + 'static,
+) -> Result<T, NetworkError> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) => Err(NetworkError::Task(error.to_string())),
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
+) -> Result<T, NetworkError> {
+    match spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(NetworkError::Task(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests;
