@@ -16,7 +16,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::image::ImageConfig;
+use crate::{image::ImageConfig, network::NetworkConfig};
 
 /// Where the file is looked for when nothing else is said.
 pub const DEFAULT_PATH: &str = "/etc/bulkhead/config.toml";
@@ -95,6 +95,8 @@ pub struct Config {
     /// How images are pulled.
     #[serde(skip_serializing)]
     pub images: ImageConfig,
+    /// How pods are attached to the cluster's network.
+    pub network: NetworkConfig,
     /// How long is waited for whom.
     pub timeouts: Timeouts,
     /// The daemon's log.
@@ -358,6 +360,9 @@ impl Config {
                 message: error.to_string(),
             });
         }
+        if let Err((key, value, reason)) = self.network.validate() {
+            return refuse(&format!("network.{key}"), value, reason);
+        }
         if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&self.log.level) {
             return refuse("log.level", format!("{:?}", self.log.level), &error.to_string());
         }
@@ -421,6 +426,7 @@ impl Default for Config {
             cri: CriConfig::default(),
             vm: VmDefaults::default(),
             images: ImageConfig::default(),
+            network: NetworkConfig::default(),
             timeouts: Timeouts::default(),
             log: LogConfig::default(),
             handlers: BTreeMap::new(),
