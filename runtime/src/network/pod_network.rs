@@ -304,4 +304,6 @@ async fn blocking<T: Send + 'static>(
 }
 
 #[cfg(test)]
+mod real_plugins;
+#[cfg(test)]
 mod tests;
