@@ -10,7 +10,7 @@
 
 use std::{
     ffi::OsString,
-    fmt,
+    fmt, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, getpid, getppid, kill_process_group, set_parent_process_death_signal};
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
@@ -132,11 +132,12 @@ impl Runner {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        // SAFETY: between fork and exec the closure makes one system call.
+        let daemon = getpid();
+        // SAFETY: between fork and exec the closure makes system calls only.
         unsafe {
-            process.pre_exec(|| {
+            process.pre_exec(move || {
                 close_descriptors_on_exec();
-                Ok(())
+                end_with(daemon)
             })
         };
         let child = process.spawn().map_err(PluginFault::Start)?;
@@ -167,6 +168,17 @@ fn close_descriptors_on_exec() {
     // SAFETY: close_range(2) with this flag closes nothing now, and takes numbers only. Where the kernel does not know it
     // (before 5.11), every descriptor that this program opened is closed all the same.
     let _ = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+}
+
+/// A plugin does not outlive the daemon that started it: the next one runs DEL, and an ADD that went on meanwhile would have its
+/// effect after that. The kernel means the thread that started it, which is one of the runtime's and lasts as long.
+fn end_with(daemon: Pid) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    if getppid() == Some(daemon) {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::BrokenPipe.into())
+    }
 }
 
 /// A plugin's process. When it is dropped before its end, it and its group are killed.

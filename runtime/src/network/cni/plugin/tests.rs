@@ -1,6 +1,6 @@
 //! Tests of running one plugin, with plugins that behave and others.
 
-use std::{io, os::fd::AsRawFd, time::Instant};
+use std::{os::fd::AsRawFd, time::Instant};
 
 use rustix::io::{FdFlags, fcntl_setfd};
 use serde_json::json;
@@ -81,18 +81,54 @@ async fn a_plugin_that_hangs_is_killed_with_what_it_started() {
         fault,
         "it was killed because it had not ended after 1 s, and printed: waiting"
     );
-    let child = std::fs::read_to_string(number).unwrap();
-    let gone = || match std::fs::read_to_string(format!("/proc/{}/stat", child.trim())) {
-        Ok(stat) => stat.contains(") Z "),
-        Err(_) => true,
-    };
     let start = Instant::now();
-    while !gone() {
+    while !is_gone(&number) {
         assert!(
             start.elapsed() < Duration::from_secs(10),
             "the plugin's child lives on"
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[test]
+fn a_plugin_ends_with_the_daemon() {
+    let plugins = FakePlugins::new();
+    let number = plugins.path("number");
+    plugins.add(
+        "plugin",
+        &format!("echo $$ >{}; exec sleep 1000", number.display()),
+    );
+    std::thread::scope(|scope| {
+        // A thread that is gone without having dropped anything, as when the daemon is killed.
+        scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let mut running = Box::pin(run(&plugins, 1000));
+            runtime.block_on(async {
+                while !number.exists() {
+                    let _ = timeout(Duration::from_millis(10), &mut running).await;
+                }
+            });
+            std::mem::forget(running);
+            std::mem::forget(runtime);
+        });
+    });
+    let start = Instant::now();
+    while !is_gone(&number) {
+        assert!(start.elapsed() < Duration::from_secs(10), "the plugin lives on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Whether the process whose number is in that file has ended.
+fn is_gone(number: &Path) -> bool {
+    let number = std::fs::read_to_string(number).unwrap();
+    match std::fs::read_to_string(format!("/proc/{}/stat", number.trim())) {
+        Ok(stat) => stat.contains(") Z "),
+        Err(_) => true,
     }
 }
 
