@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, getpid, getppid, kill_process_group, set_parent_process_death_signal};
@@ -25,7 +25,7 @@ use tokio::{
     process::{Child, Command as Process},
     sync::Notify,
     task::JoinHandle,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::error::{PluginFault, PluginMessage};
@@ -42,6 +42,9 @@ const EXCERPT: usize = 400;
 
 /// How long is waited for output that a plugin's children still hold open after it has ended.
 const LEFT_OPEN: Duration = Duration::from_secs(1);
+
+/// How long a plugin may be open for writing.
+const INSTALLING: Duration = Duration::from_secs(2);
 
 /// Where programs are found when the daemon itself was not told.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -140,7 +143,7 @@ impl Runner {
                 end_with(daemon)
             })
         };
-        let child = process.spawn().map_err(PluginFault::Start)?;
+        let child = spawn(&mut process).await.map_err(PluginFault::Start)?;
         Running::new(child, config.to_string().into_bytes())
             .finish(self.timeout)
             .await
@@ -155,6 +158,19 @@ impl Runner {
             path.push(directory);
         }
         path
+    }
+}
+
+/// Starts a plugin, when need be as soon as whoever is just installing it has closed it.
+async fn spawn(process: &mut Process) -> io::Result<Child> {
+    let deadline = Instant::now() + INSTALLING;
+    loop {
+        match process.spawn() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && Instant::now() < deadline => {
+                sleep(INSTALLING / 50).await;
+            }
+            other => return other,
+        }
     }
 }
 

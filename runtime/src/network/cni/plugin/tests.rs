@@ -1,6 +1,6 @@
 //! Tests of running one plugin, with plugins that behave and others.
 
-use std::{os::fd::AsRawFd, time::Instant};
+use std::os::fd::AsRawFd;
 
 use rustix::io::{FdFlags, fcntl_setfd};
 use serde_json::json;
@@ -87,7 +87,7 @@ async fn a_plugin_that_hangs_is_killed_with_what_it_started() {
             start.elapsed() < Duration::from_secs(10),
             "the plugin's child lives on"
         );
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -166,6 +166,20 @@ async fn a_child_that_keeps_the_output_open_does_not_keep_the_result() {
     assert!(start.elapsed() < Duration::from_secs(30));
     let child: i32 = std::fs::read_to_string(number).unwrap().trim().parse().unwrap();
     rustix::process::kill_process(Pid::from_raw(child).unwrap(), Signal::KILL).unwrap();
+}
+
+#[tokio::test]
+async fn a_plugin_that_is_being_installed_is_waited_for() {
+    let plugins = FakePlugins::new();
+    plugins.add("plugin", "echo '{}'");
+    let path = plugins.path("plugin");
+    let open = std::fs::OpenOptions::new().append(true).open(path).unwrap();
+    let installer = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        drop(open);
+    });
+    assert_eq!(run(&plugins, 30).await.unwrap(), b"{}\n");
+    assert!(installer.is_finished());
 }
 
 #[tokio::test]
