@@ -105,8 +105,10 @@ mod tests {
         let (mut reader, writer) = io::pipe().unwrap();
         let (_other_reader, other) = io::pipe().unwrap();
         let script = directory.path().join("vmm");
+        // By its path: not every shell takes a number of two digits behind >&.
         let text = format!(
-            "#!/bin/sh\ncat >&{0}; echo \"${{HOME-none}}\" >&{0}; ls -l /proc/$$/fd >&{0}; echo told >&2\n",
+            "#!/bin/sh\nout=/proc/$$/fd/{0}\ncat >$out; echo \"${{HOME-none}}\" >$out; ls -l /proc/$$/fd >$out; \
+             echo told >&2\n",
             writer.as_raw_fd()
         );
         fs::write(&script, text).unwrap();
