@@ -99,9 +99,9 @@ fn a_plugin_ends_with_the_daemon() {
         "plugin",
         &format!("echo $$ >{}; exec sleep 1000", number.display()),
     );
-    std::thread::scope(|scope| {
-        // A thread that is gone without having dropped anything, as when the daemon is killed.
-        scope.spawn(|| {
+    // A thread that ends without having dropped anything, as when the daemon is killed.
+    let kept = std::thread::scope(|scope| {
+        let daemon = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -112,15 +112,16 @@ fn a_plugin_ends_with_the_daemon() {
                     let _ = timeout(Duration::from_millis(10), &mut running).await;
                 }
             });
-            std::mem::forget(running);
-            std::mem::forget(runtime);
+            (running, runtime)
         });
+        daemon.join().unwrap()
     });
     let start = Instant::now();
     while !is_gone(&number) {
         assert!(start.elapsed() < Duration::from_secs(10), "the plugin lives on");
         std::thread::sleep(Duration::from_millis(10));
     }
+    drop(kept);
 }
 
 /// Whether the process whose number is in that file has ended.
