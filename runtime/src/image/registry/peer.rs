@@ -379,7 +379,7 @@ fn target(from: &Url, response: &Response) -> Option<Result<Url, String>> {
     })
 }
 
-/// A header of our own making. Anything that cannot be one is left out by the other side's not understanding "".
+/// A header of our own making: letters, digits and punctuation, which every header may have.
 fn plain_header(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
 }
