@@ -153,6 +153,11 @@ impl Image {
         }
     }
 
+    /// Its config, as the registry serves it.
+    pub fn config_json(&self) -> Vec<u8> {
+        self.encode().config
+    }
+
     /// Its id in CRI: the digest of its config.
     pub fn id(&self) -> String {
         self.encode().config_digest

@@ -240,7 +240,15 @@ fn what_does_not_have_its_digest_is_refused() {
     let image = Image::new(vec![good.clone()]).configured(json!({ "User": "config" }));
     registry.push("forged:config", &image);
     registry.put_blob(&image.id(), Body::Bytes(b"{}".to_vec()));
-    setting.refused("forged:config", DAMAGED, &[&image.id(), &digest_of(b"{}")]);
+    let expected = format!("has 2 bytes in registry {}", registry.host());
+    setting.refused("forged:config", DAMAGED, &[&image.id(), &expected]);
+    // Of the right length, it is still another one.
+    let forged = Image::new(vec![good.clone()])
+        .configured(json!({ "User": "forged" }))
+        .config_json();
+    assert_eq!(forged.len(), image.config_json().len());
+    registry.put_blob(&image.id(), Body::Bytes(forged.clone()));
+    setting.refused("forged:config", DAMAGED, &[&image.id(), &digest_of(&forged)]);
 
     let Body::Bytes(bytes) = &good.body else {
         unreachable!("a whole body")
