@@ -20,6 +20,11 @@ impl Archive {
         Self(tar::Builder::new(Vec::new()))
     }
 
+    /// One that begins with these entries, headers and data.
+    pub fn from_entries(entries: &[u8]) -> Self {
+        Self(tar::Builder::new(entries.to_vec()))
+    }
+
     /// Adds an entry with exactly these fields; the path is not looked at.
     pub fn raw(mut self, kind: tar::EntryType, path: &str, link: &str, data: &[u8]) -> Self {
         let mut header = tar::Header::new_gnu();

@@ -321,6 +321,214 @@ fn names_and_numbers_beyond_bounds_are_refused() {
     assert!(refusal_of(header.as_bytes()).contains("over what any file system holds"));
 }
 
+/// A header that says so many bytes of an extension record follow, and then what follows.
+fn extension(kind: u8, stated: u64, content: &[u8]) -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(EntryType::new(kind));
+    header.set_size(stated);
+    header.set_cksum();
+    let mut archive = header.as_bytes().to_vec();
+    archive.extend(content);
+    archive.resize(archive.len().next_multiple_of(512), 0);
+    archive.extend(Archive::new().file("f", "x").finish());
+    archive
+}
+
+#[test]
+fn extension_records_of_absurd_length_are_refused_before_they_are_read() {
+    for (kind, name) in [
+        (b'x', "PAX header"),
+        (b'g', "global PAX header"),
+        (b'L', "long name"),
+        (b'K', "long link name"),
+    ] {
+        let message = refusal_of(&extension(kind, 4 << 30, b""));
+        let expected = format!("a {name} of 4294967296 bytes is over 1048576");
+        assert!(message.contains(&expected), "{message}");
+    }
+    // As many as are allowed, one after the other, are read and forgotten.
+    let long = extension(b'L', 1 << 20, &vec![b'n'; 1 << 20]);
+    let (record, rest) = long.split_at(512 + (1 << 20));
+    let again = [
+        record.repeat(20).as_slice(),
+        &extension(b'L', 5, b"short")[..],
+        rest,
+    ]
+    .concat();
+    let directory = tempfile::tempdir().unwrap();
+    convert(&again, &directory.path().join("blob")).unwrap();
+    assert!(refusal_of(&long).contains("has a path of 1048576 bytes, more than 4095"));
+}
+
+#[test]
+fn pax_records_that_are_none_are_refused() {
+    for content in [
+        &b"garbage"[..],
+        b"5 a\n",
+        b"0 a=b\n",
+        b"1 a=b\n",
+        b"99 a=b\n",
+        b"6 a=b\nx",
+        b"6 a=bx",
+        b"-6 a=b\n",
+        b" 6 a=b\n",
+        b"5 =b\n",
+        b"18446744073709551616 a=b\n",
+        b"99999999999999999999999999 path=x\n",
+        b"\0\0\0\0",
+        b"6 a=b\n6 a",
+    ] {
+        let message = refusal_of(&extension(b'x', content.len() as u64, content));
+        assert!(
+            message.contains("PAX record is not 'length keyword=value'"),
+            "{}: {message}",
+            content.escape_ascii()
+        );
+    }
+    // Unknown keywords, binary ones too, concern others.
+    let directory = tempfile::tempdir().unwrap();
+    let unknown = extension(b'x', 21, b"6 a=b\n7 \0\xff=\0\n8 path=\n");
+    convert(&unknown, &directory.path().join("blob")).unwrap();
+}
+
+#[test]
+fn sparse_maps_that_lie_are_refused() {
+    let map = |map: &[u8], size: &[u8]| {
+        let records: &[(&str, &[u8])] = &[("GNU.sparse.map", map), ("GNU.sparse.size", size)];
+        refusal(Archive::new().pax(records).file("f", "12345"))
+    };
+    for (parts, size, reason) in [
+        (&b"0,5,3,2"[..], &b"100"[..], "out of order"),
+        (b"50,5,0,0", b"100", "out of order"),
+        (b"99,5", b"100", "out of order or of the file"),
+        (b"18446744073709551615,5", b"100", "not a size"),
+        (b"9223372036854775806,5", b"100", "not a size"),
+        (b"0,4", b"100", "lists 4 bytes of data but 5 follow"),
+        (b"0,6", b"100", "lists 6 bytes of data but 5 follow"),
+        (b"0,5", b"9223372036854775807", "not a size"),
+        (b"0,5", b"", "size"),
+        (b"0,,5", b"100", "not a size"),
+        (b"x", b"100", "not a size"),
+    ] {
+        let message = map(parts, size);
+        assert!(message.contains(reason), "{}: {message}", parts.escape_ascii());
+    }
+    let header = |count: &str| {
+        let records: &[(&str, &[u8])] = &[
+            ("GNU.sparse.major", b"1"),
+            ("GNU.sparse.minor", b"0"),
+            ("GNU.sparse.realsize", b"100"),
+        ];
+        let mut text = count.as_bytes().to_vec();
+        text.resize(1024, b'\n');
+        refusal(Archive::new().pax(records).file("f", text))
+    };
+    for count in ["99999999999999999999\n", "4294967295\n", "-1\n", "x\n", "\n"] {
+        assert!(header(count).contains("sparse"), "{count:?}: {}", header(count));
+    }
+}
+
+#[test]
+fn deep_paths_are_taken_as_far_as_linux_goes() {
+    // 4095 bytes, 2047 directories and a file.
+    let deep = format!("{}f", "d/".repeat(2047));
+    let directory = tempfile::tempdir().unwrap();
+    let blob = directory.path().join("blob");
+    let archive = Archive::new()
+        .pax(&[("path", deep.as_bytes())])
+        .file("f", "deep")
+        .finish();
+    convert(&archive, &blob).unwrap();
+    // Without fsck.erofs, whose stack this overflows.
+    let mounted = Mounted::at(&blob, directory.path().join("mounted"));
+    // No path reaches it from here: half of the way, and then the rest.
+    let half = File::open(mounted.path.join("d/".repeat(1000))).unwrap();
+    let file = rustix::fs::openat(
+        half,
+        format!("{}f", "d/".repeat(1047)),
+        rustix::fs::OFlags::RDONLY,
+        rustix::fs::Mode::empty(),
+    );
+    assert_eq!(
+        std::io::read_to_string(File::from(file.unwrap())).unwrap(),
+        "deep"
+    );
+    let limits = LayerLimits {
+        bytes: 1 << 20,
+        entries: 2000,
+    };
+    let file = tempfile::tempfile().unwrap();
+    let error = convert_archive(archive.as_slice(), file, limits)
+        .map(|_| ())
+        .unwrap_err();
+    assert!(error.to_string().contains("more than 2000 entries"), "{error}");
+}
+
+#[test]
+fn opaque_marks_in_odd_places_mean_what_they_can() {
+    let (_directory, mounted, converted) = mounted(
+        Archive::new()
+            .file("early/.wh..wh..opq", "")
+            .directory("early")
+            .file("early/own", "")
+            .directory("twice")
+            .file("twice/.wh..wh..opq", "")
+            .file("twice/.wh..wh..opq", "data")
+            .directory("as-directory/.wh..wh..opq")
+            .symlink("as-link/.wh..wh..opq", "/etc")
+            .directory("real")
+            .symlink("link", "real")
+            .file("link/.wh..wh..opq", "")
+            .file("deep/.wh..wh..opq/ignored", ""),
+    );
+    let at = |path: &str| mounted.path.join(path);
+    for opaque in ["early", "twice", "as-directory", "as-link", "real"] {
+        assert!(is_opaque(&at(opaque)), "{opaque}");
+    }
+    assert!(at("early/own").exists() && !is_opaque(&mounted.path) && !converted.hides_lower);
+    for hidden in ["early", "twice", "as-directory", "as-link", "real"] {
+        assert!(!at(hidden).join(".wh..wh..opq").exists(), "{hidden}");
+    }
+    let below_file = Archive::new().file("f", "").file("f/.wh..wh..opq", "");
+    assert!(refusal(below_file).contains("not a directory"));
+    let outside = Archive::new().file("../.wh..wh..opq", "");
+    assert!(refusal(outside).contains("leads upwards"));
+}
+
+#[test]
+fn devices_are_kept_for_the_guest_and_nothing_else() {
+    let device = |kind: EntryType, major, minor| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_path("device").unwrap();
+        header.set_mode(0o4666);
+        header.set_size(1 << 30);
+        header.set_device_major(major).unwrap();
+        header.set_device_minor(minor).unwrap();
+        header.set_cksum();
+        let mut archive = header.as_bytes().to_vec();
+        archive.extend(Archive::new().file("behind", "it").finish());
+        archive
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let blob = directory.path().join("blob");
+    // No data follows a device, whatever its size says.
+    convert(&device(EntryType::Block, 8, 0), &blob).unwrap();
+    {
+        let mounted = Mounted::at(&blob, directory.path().join("mounted"));
+        let metadata = fs::symlink_metadata(mounted.path.join("device")).unwrap();
+        assert!(metadata.file_type().is_block_device());
+        assert_eq!((metadata.rdev(), metadata.len()), (rustix::fs::makedev(8, 0), 0));
+        assert_eq!(fs::read_to_string(mounted.path.join("behind")).unwrap(), "it");
+    }
+    for (major, minor) in [(4096, 0), (0, 1 << 20)] {
+        let message = refusal_of(&device(EntryType::Char, major, minor));
+        assert!(message.contains("beyond what Linux has"), "{message}");
+    }
+    // What overlayfs takes for a whiteout, an archive may bring as what it is.
+    convert(&device(EntryType::Char, 0, 0), &blob).unwrap();
+}
+
 #[test]
 fn archives_cut_or_changed_anywhere_end_in_an_error_or_a_blob() {
     let archive = Archive::new()

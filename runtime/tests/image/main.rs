@@ -14,6 +14,7 @@
 )]
 
 mod authority;
+mod bombs;
 mod build;
 mod certificates;
 mod compare;

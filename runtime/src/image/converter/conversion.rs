@@ -120,10 +120,13 @@ impl Conversion {
     /// Waits for the process's end. What is wrong with the download explains whatever is wrong with the content, and not
     /// the other way round, so that is kept until the download has ended; but a limit or a full disk is what it is.
     async fn end(&mut self) -> Result<(), LayerError> {
-        let State::Running { input, process } = std::mem::replace(&mut self.state, State::Over) else {
-            return Ok(());
+        let process = match std::mem::replace(&mut self.state, State::Over) {
+            State::Running { process, .. } => process,
+            ended => {
+                self.state = ended;
+                return Ok(());
+            }
         };
-        drop(input);
         let ended = match process.outcome().await {
             Ok(outcome) => self.converted(outcome),
             Err(error) => Err(error),
