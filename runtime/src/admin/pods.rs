@@ -1,39 +1,16 @@
 //! `bulkhead pods`: pods with their machines, asked of the daemon by CRI like any other client.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use bulkhead_proto::cri::{
     ListPodSandboxRequest, PodSandbox, PodSandboxState, PodSandboxStatusRequest,
     runtime_service_client::RuntimeServiceClient,
 };
-use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
 
+use super::client::{ANSWER_BYTES, AdminError, connect};
+use super::columns::{age, aligned, mebibytes};
 use crate::identity::{now_ns, short};
-
-/// Most that is taken in one answer: as much as the kubelet takes.
-const ANSWER_BYTES: usize = 16 << 20;
-
-/// Why the pods cannot be shown.
-#[derive(Debug, thiserror::Error)]
-pub enum AdminError {
-    /// The daemon does not answer.
-    #[error("bulkheadd does not answer on {socket}: {reason}; is it running, and is this its configuration?")]
-    Away {
-        /// Where it was looked for.
-        socket: PathBuf,
-        /// What went wrong.
-        reason: String,
-    },
-    /// The daemon answered with an error.
-    #[error("bulkheadd: {0}")]
-    Refused(String),
-}
 
 /// What is shown of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,11 +31,11 @@ struct Row {
 ///
 /// [`AdminError`].
 pub async fn table(socket: &Path) -> Result<String, AdminError> {
-    let mut client = connect(socket).await?;
+    let mut client =
+        RuntimeServiceClient::new(connect(socket).await?).max_decoding_message_size(ANSWER_BYTES);
     let pods = client
         .list_pod_sandbox(ListPodSandboxRequest::default())
-        .await
-        .map_err(|status| AdminError::Refused(status.message().to_owned()))?
+        .await?
         .into_inner()
         .items;
     let mut rows = Vec::new();
@@ -76,27 +53,6 @@ pub async fn table(socket: &Path) -> Result<String, AdminError> {
     }
     rows.sort_by_key(|row| row.age_s);
     Ok(render(&rows))
-}
-
-async fn connect(socket: &Path) -> Result<RuntimeServiceClient<Channel>, AdminError> {
-    let path = socket.to_owned();
-    let connector = tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-    });
-    // Asked directly first: its error is plainer than that of a channel.
-    let away = |reason: String| AdminError::Away {
-        socket: socket.to_owned(),
-        reason,
-    };
-    UnixStream::connect(socket)
-        .await
-        .map_err(|error| away(error.to_string()))?;
-    let channel = Endpoint::from_static("http://localhost")
-        .connect_with_connector(connector)
-        .await
-        .map_err(|error| away(error.to_string()))?;
-    Ok(RuntimeServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES))
 }
 
 fn row(pod: &PodSandbox, info: &str, now: i64) -> Row {
@@ -134,41 +90,11 @@ fn render(rows: &[Row]) -> String {
             row.name.clone(),
             row.state.to_owned(),
             row.pid.map_or("-".to_owned(), |pid| pid.to_string()),
-            row.memory_kib.map_or("-".to_owned(), memory),
+            row.memory_kib.map_or("-".to_owned(), mebibytes),
             age(row.age_s),
         ]);
     }
-    let mut widths = [0; 6];
-    for line in &lines {
-        for (width, cell) in widths.iter_mut().zip(line) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let mut text = String::new();
-    for line in &lines {
-        let cells: Vec<String> = line
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-fn memory(kib: u64) -> String {
-    let tenths = kib * 10 / 1024;
-    format!("{}.{} MiB", tenths / 10, tenths % 10)
-}
-
-fn age(seconds: u64) -> String {
-    match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min", seconds / 60),
-        3600..86400 => format!("{} h", seconds / 3600),
-        _ => format!("{} d", seconds / 86400),
-    }
+    aligned(&lines)
 }
 
 #[cfg(test)]

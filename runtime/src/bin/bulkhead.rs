@@ -2,13 +2,14 @@
 
 use std::{
     fmt::Write as _,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use bulkhead_runtime::{
-    admin::pods,
+    admin::{images::Images, pods},
     check::{self, Outcome},
     config::{Config, DEFAULT_TEXT},
 };
@@ -31,6 +32,12 @@ enum Command {
     Check,
     /// Lists pods with the processes and the memory of their machines.
     Pods,
+    /// Lists images, and how far pulls have come.
+    Images {
+        /// Shows them anew every second, until it is interrupted.
+        #[arg(long)]
+        watch: bool,
+    },
     /// Prints a configuration file with every key, its default and what it is for.
     Config,
 }
@@ -40,6 +47,7 @@ fn main() -> ExitCode {
     let done = match arguments.command {
         Command::Check => check(arguments.config.as_deref()),
         Command::Pods => list(arguments.config.as_deref()),
+        Command::Images { watch } => images(arguments.config.as_deref(), watch),
         Command::Config => print(DEFAULT_TEXT).map(|()| ExitCode::SUCCESS),
     };
     match done {
@@ -87,10 +95,44 @@ fn list(config: Option<&Path>) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A reader that goes away, such as `head`, is no error.
+fn images(config: Option<&Path>, watch: bool) -> anyhow::Result<ExitCode> {
+    let config = Config::load(config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let mut images = Images::of(&config.cri.socket).await?;
+        if !watch {
+            print(&images.table().await?)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        // A terminal is written over, from its upper left corner; anything else gets one table after the other.
+        let (before, after) = if io::stdout().is_terminal() {
+            ("\x1b[H\x1b[2J", "")
+        } else {
+            ("", "\n")
+        };
+        let mut seconds = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            seconds.tick().await;
+            let table = images.table().await?;
+            if !written(&format!("{before}{table}{after}"))? {
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    })
+}
+
 fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
+    written(text).map(|_| ())
+}
+
+/// Writes `text`, unless the reader has gone away, such as `head`: that is no error.
+fn written(text: &str) -> anyhow::Result<bool> {
+    let mut output = io::stdout();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }

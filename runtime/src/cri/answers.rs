@@ -134,7 +134,7 @@ fn image_spec(container: &Container) -> ImageSpec {
 }
 
 /// An image.
-pub(super) fn image(image: &Image) -> cri::Image {
+pub(super) fn image(image: &Image, pinned: bool) -> cri::Image {
     let (uid, username) = match image.config.user() {
         ImageUser::Unset => (None, String::new()),
         ImageUser::Uid(value) => (Some(Int64Value { value }), String::new()),
@@ -151,7 +151,7 @@ pub(super) fn image(image: &Image) -> cri::Image {
             image: id.clone(),
             ..ImageSpec::default()
         }),
-        pinned: image.pinned,
+        pinned,
         id,
     }
 }

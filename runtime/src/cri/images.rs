@@ -3,12 +3,13 @@
 use std::{collections::HashMap, sync::Arc};
 
 use bulkhead_proto::cri::{
-    FilesystemIdentifier, FilesystemUsage, ImageFsInfoRequest, ImageFsInfoResponse, ImageSpec,
-    ImageStatusRequest, ImageStatusResponse, ListImagesRequest, ListImagesResponse, PullImageRequest,
-    PullImageResponse, RemoveImageRequest, RemoveImageResponse, StreamImagesRequest, StreamImagesResponse,
-    UInt64Value, image_service_server::ImageService,
+    FilesystemIdentifier, FilesystemUsage, Image, ImageFilter, ImageFsInfoRequest, ImageFsInfoResponse,
+    ImageSpec, ImageStatusRequest, ImageStatusResponse, ListImagesRequest, ListImagesResponse,
+    PullImageRequest, PullImageResponse, RemoveImageRequest, RemoveImageResponse, StreamImagesRequest,
+    StreamImagesResponse, UInt64Value, image_service_server::ImageService,
 };
-use futures_util::stream::Empty;
+use futures_util::stream::Iter;
+use prost::Message;
 use tonic::{Request, Response, Status};
 
 use super::{answers, error::Failure, info, runtime::answer};
@@ -29,29 +30,57 @@ impl ImageHandlers {
     pub(super) fn new(daemon: Arc<Daemon>) -> Self {
         Self { daemon }
     }
+
+    /// All images, or the one that is asked for.
+    fn listed(&self, filter: Option<ImageFilter>) -> Vec<Image> {
+        let asked = filter.and_then(|filter| filter.image).unwrap_or_default().image;
+        let store = &self.daemon.images;
+        let images = if asked.is_empty() {
+            store.list()
+        } else {
+            store.resolve(&asked).into_iter().collect()
+        };
+        images
+            .iter()
+            .map(|image| answers::image(image, store.is_pinned(image)))
+            .collect()
+    }
+}
+
+/// Most images of one message of a stream, and most bytes of them: clients take 4 MiB by default.
+const PART_IMAGES: usize = 200;
+const PART_BYTES: usize = 1 << 20;
+
+/// `images` in parts that fit a message each. An image that is larger alone has a part of its own.
+fn parts(images: Vec<Image>) -> Vec<Vec<Image>> {
+    let mut parts: Vec<Vec<Image>> = Vec::new();
+    let mut bytes = 0;
+    for image in images {
+        let size = image.encoded_len();
+        match parts.last_mut() {
+            Some(part) if part.len() < PART_IMAGES && bytes + size <= PART_BYTES => {
+                part.push(image);
+                bytes += size;
+            }
+            _ => {
+                parts.push(vec![image]);
+                bytes = size;
+            }
+        }
+    }
+    parts
 }
 
 #[tonic::async_trait]
 impl ImageService for ImageHandlers {
-    type StreamImagesStream = Empty<Result<StreamImagesResponse, Status>>;
+    type StreamImagesStream = Iter<std::vec::IntoIter<Result<StreamImagesResponse, Status>>>;
 
     async fn list_images(
         &self,
         request: Request<ListImagesRequest>,
     ) -> Result<Response<ListImagesResponse>, Status> {
-        let asked = request
-            .into_inner()
-            .filter
-            .and_then(|filter| filter.image)
-            .unwrap_or_default()
-            .image;
-        let images = if asked.is_empty() {
-            self.daemon.images.list()
-        } else {
-            self.daemon.images.resolve(&asked).into_iter().collect()
-        };
         Ok(Response::new(ListImagesResponse {
-            images: images.iter().map(|image| answers::image(image)).collect(),
+            images: self.listed(request.into_inner().filter),
         }))
     }
 
@@ -74,7 +103,7 @@ impl ImageService for ImageHandlers {
                 HashMap::new()
             };
             Ok(ImageStatusResponse {
-                image: Some(answers::image(&image)),
+                image: Some(answers::image(&image, self.daemon.images.is_pinned(&image))),
                 info,
             })
         })
@@ -152,9 +181,14 @@ impl ImageService for ImageHandlers {
 
     async fn stream_images(
         &self,
-        _: Request<StreamImagesRequest>,
+        request: Request<StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
-        Err(Failure::unimplemented("StreamImages").into_status())
+        let parts = parts(self.listed(request.into_inner().filter));
+        let answers: Vec<_> = parts
+            .into_iter()
+            .map(|images| Ok(StreamImagesResponse { images }))
+            .collect();
+        Ok(Response::new(futures_util::stream::iter(answers)))
     }
 }
 
@@ -164,4 +198,31 @@ fn name(image: Option<ImageSpec>) -> Result<String, Refusal> {
         return Err(Refusal::invalid("image", "it is missing"));
     }
     Ok(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_of_images_comes_in_parts_that_fit() {
+        let image = |name: usize, tags: usize| Image {
+            id: name.to_string(),
+            repo_tags: vec!["x".repeat(1000); tags],
+            ..Image::default()
+        };
+        assert!(parts(Vec::new()).is_empty());
+        let many: Vec<_> = (0..1001).map(|index| image(index, 1)).collect();
+        let large: Vec<_> = (0..10).map(|index| image(index, 400)).collect();
+        let huge = vec![image(0, 1), image(1, 5000), image(2, 1)];
+        for (images, expected) in [(many, 6), (large, 5), (huge, 3)] {
+            let parts = parts(images.clone());
+            assert_eq!(parts.len(), expected);
+            for part in &parts {
+                let bytes: usize = part.iter().map(Message::encoded_len).sum();
+                assert!(part.len() <= PART_IMAGES && (bytes <= PART_BYTES || part.len() == 1));
+            }
+            assert_eq!(parts.concat(), images);
+        }
+    }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     container::Container,
     daemon::Daemon,
-    image::Image,
+    image::{Image, PullProgress},
     sandbox::{Pod, run::StartupTimes},
 };
 
@@ -104,7 +104,25 @@ pub(super) fn runtime(daemon: &Daemon) -> HashMap<String, String> {
         "handlers": config.handlers,
         "version": env!("CARGO_PKG_VERSION"),
     });
-    HashMap::from([("config".to_owned(), value.to_string())])
+    let pulls: Vec<Value> = daemon.images.pulls().iter().map(pull).collect();
+    HashMap::from([
+        ("config".to_owned(), value.to_string()),
+        ("pulls".to_owned(), Value::from(pulls).to_string()),
+    ])
+}
+
+/// A pull under way, as `bulkhead images` shows it.
+fn pull(progress: &PullProgress) -> Value {
+    let layers: Vec<Value> = progress
+        .layers
+        .iter()
+        .map(|layer| json!({ "digest": layer.digest.to_string(), "bytes": layer.bytes, "received": layer.received }))
+        .collect();
+    json!({
+        "image": progress.reference,
+        "seconds": progress.elapsed.as_secs(),
+        "layers": layers,
+    })
 }
 
 fn one(value: &Value) -> HashMap<String, String> {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::Reference;
+
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -31,6 +33,9 @@ pub struct ImageConfig {
 
     /// Docker's `config.json` with credentials for hosts that a pull brings none for. Default: empty, none.
     pub docker_config: PathBuf,
+
+    /// Images, by tag or digest, that the kubelet's collector is asked to leave alone (`pinned` in CRI). Default: none.
+    pub pinned: Vec<String>,
 
     /// The most layers an image may have, at most 254. Default: 127, the limit of other runtimes.
     pub max_image_layers: usize,
@@ -74,6 +79,7 @@ impl Default for ImageConfig {
             plain_http_registries: Vec::new(),
             registry_config_dir: "/etc/containerd/certs.d".into(),
             docker_config: PathBuf::new(),
+            pinned: Vec::new(),
             max_image_layers: 127,
             max_layer_bytes: 32 * GIB,
             max_layer_entries: 1_000_000,
@@ -151,6 +157,13 @@ impl ImageConfig {
             ("request_attempts", self.request_attempts, 1..=100, "1 to 100"),
             ("retry_seconds", self.retry_seconds, 0..=86_400, "0 to 86400"),
         ];
+        if let Some(name) = self.pinned.iter().find(|name| name.parse::<Reference>().is_err()) {
+            return Err(ImageConfigError {
+                key: "pinned",
+                value: format!("{name:?}"),
+                allowed: "references of images, such as \"registry.k8s.io/pause:3.10\"",
+            });
+        }
         for (key, value, range, allowed) in checks {
             if !range.contains(&value) {
                 let value = value.to_string();

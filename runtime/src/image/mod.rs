@@ -33,4 +33,4 @@ use record::LayerKey;
 pub use record::{ContainerDefaults, DiffId, Image, ImageId, ImageUser, Layer};
 pub use reference::{DEFAULT_REGISTRY, Reference, ReferenceError, Version};
 pub use registry::install_crypto_provider;
-pub use store::{ImageLease, ImageStore, Usage};
+pub use store::{ImageLease, ImageStore, LayerProgress, PullProgress, Usage};

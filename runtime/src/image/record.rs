@@ -28,9 +28,6 @@ pub struct Image {
     pub repo_digests: Vec<String>,
     /// Bytes its layers and its configuration take, each layer counted in full though images may share it.
     pub size_bytes: u64,
-    /// Whether the kubelet's collector is asked to leave this image alone. Explicit removal still works. Decided where
-    /// the image is pulled, and nowhere else.
-    pub pinned: bool,
     /// What a container takes from the image when its own configuration says nothing.
     pub config: ContainerDefaults,
     /// The layers, from the lowest up.

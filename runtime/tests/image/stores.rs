@@ -1,12 +1,14 @@
 //! Removing, keeping in use, and starting anew.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
+use bulkhead_runtime::image::ImageConfig;
 use serde_json::json;
 
 use crate::build::{Archive, BuiltLayer, push};
 use crate::host::{Host, pull};
-use crate::registry::Registry;
+use crate::registry::{Answer, Registry};
 
 async fn pulled(
     host: &Host,
@@ -170,4 +172,89 @@ async fn a_start_finds_whole_images_and_no_stray_file() {
     host.settled(0).await;
     drop(store);
     assert!(host.open().list().is_empty());
+}
+
+#[tokio::test]
+async fn pinned_images_are_those_of_the_configuration_and_can_be_removed() {
+    let registry = Registry::start().await;
+    let layer = |name: &str| [BuiltLayer::gzip(Archive::new().file(name, name).finish())];
+    push(&registry, "kept", "v1", &layer("a"), json!({}));
+    push(&registry, "other", "v1", &layer("b"), json!({}));
+    let by_digest = push(&registry, "fixed", "v1", &layer("c"), json!({})).digest();
+    let name = registry.name();
+    let host = Host::with(ImageConfig {
+        pinned: vec![
+            format!("{name}/kept:v1"),
+            format!("{name}/fixed@{by_digest}"),
+            "not/pulled".into(),
+        ],
+        ..ImageConfig::default()
+    });
+    let store = host.open();
+    for (image, pinned) in [("kept", true), ("fixed", true), ("other", false)] {
+        let id = pull(&store, &format!("{name}/{image}:v1")).await.unwrap();
+        let pulled = store.resolve(&id.to_string()).unwrap();
+        assert_eq!(store.is_pinned(&pulled), pinned, "{image}");
+    }
+    // CRI's callers are trusted to mean it; the kubelet's collector does not ask for pinned images.
+    store.remove(&format!("{name}/kept:v1")).await.unwrap();
+    assert_eq!(store.list().len(), 2);
+
+    let config: ImageConfig = toml::from_str("pinned = ['no such name!']").unwrap();
+    let refusal = config.validate().unwrap_err().to_string();
+    assert!(
+        refusal.contains("images.pinned") && refusal.contains("no such name!"),
+        "{refusal}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pulls_under_way_tell_how_far_they_are() {
+    let registry = Registry::start().await;
+    let content: Vec<u8> = (0..200_000_u32).flat_map(|i| i.wrapping_mul(i).to_le_bytes()).collect();
+    let here = BuiltLayer::gzip(Archive::new().file("here", "x").finish());
+    let coming = BuiltLayer::plain(Archive::new().file("coming", content).finish());
+    push(&registry, "base", "v1", &[here.clone()], json!({}));
+    push(&registry, "app", "v1", &[here.clone(), coming.clone()], json!({}));
+    let (gate, opened) = tokio::sync::watch::channel(false);
+    registry.set(
+        &format!("/v2/app/blobs/{}", coming.digest()),
+        Answer::Stuck(opened, coming.blob.clone()),
+    );
+    let host = Host::new();
+    let store = host.open();
+    pull(&store, &format!("{}/base:v1", registry.name()))
+        .await
+        .unwrap();
+    assert!(store.pulls().is_empty());
+    let pulling = {
+        let (store, name) = (store.clone(), format!("{}/app:v1", registry.name()));
+        tokio::spawn(async move { pull(&store, &name).await })
+    };
+    let start = Instant::now();
+    let progress = loop {
+        let pulls = store.pulls();
+        if let [progress] = &pulls[..]
+            && progress.layers.get(1).is_some_and(|layer| layer.received > 0)
+        {
+            break progress.clone();
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "{pulls:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    assert_eq!(progress.reference, format!("{}/app:v1", registry.name()));
+    let [first, second] = &progress.layers[..] else {
+        panic!("{progress:?}");
+    };
+    assert_eq!((first.digest, first.received), (here.digest(), first.bytes));
+    assert_eq!(
+        (second.digest, second.bytes),
+        (coming.digest(), coming.blob.len() as u64)
+    );
+    assert!(second.received < second.bytes, "{second:?}");
+    let sum = first.received + second.received;
+    assert_eq!(progress.bytes(), (sum, first.bytes + second.bytes));
+    gate.send(true).unwrap();
+    pulling.await.unwrap().unwrap();
+    assert!(store.pulls().is_empty());
 }

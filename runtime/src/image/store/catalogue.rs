@@ -212,7 +212,6 @@ mod tests {
             repo_tags: vec![],
             repo_digests: vec![],
             size_bytes: 1,
-            pinned: false,
             config: ContainerDefaults::default(),
             layers: vec![],
             directories: None,

@@ -4,6 +4,7 @@
 //! that is given up, or not run for a while, takes nothing from the others. With the last of them the download ends.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use tokio::sync::{Semaphore, watch};
@@ -44,6 +45,8 @@ pub(super) struct Downloads {
 #[derive(Debug)]
 struct Download {
     outcome: watch::Receiver<Option<Outcome>>,
+    /// Bytes that have come.
+    received: Arc<AtomicU64>,
     task: AbortHandle,
 }
 
@@ -91,6 +94,12 @@ impl Downloads {
         }
     }
 
+    /// Bytes that have come of a layer whose download is under way.
+    pub(super) fn received(&self, key: LayerKey) -> Option<u64> {
+        let download = lock(&self.under_way).get(&key).and_then(Weak::upgrade)?;
+        Some(download.received.load(Ordering::Relaxed))
+    }
+
     /// The download of this layer that is under way, or a new one; and whether it is new.
     fn join(&self, order: &Order) -> (Arc<Download>, bool) {
         let mut under_way = lock(&self.under_way);
@@ -100,12 +109,14 @@ impl Downloads {
         }
         under_way.retain(|_, download| download.strong_count() > 0);
         let (outcome, receiver) = watch::channel(None);
+        let received = Arc::<AtomicU64>::default();
         let transfer = download(
             Arc::clone(&self.layers),
             self.work.clone(),
             self.converter.clone(),
             Arc::clone(&self.places),
             order.clone(),
+            Arc::clone(&received),
         );
         let task = tokio::spawn(async move {
             let result = transfer.await.map(Arc::new);
@@ -113,6 +124,7 @@ impl Downloads {
         });
         let download = Arc::new(Download {
             outcome: receiver,
+            received,
             task: task.abort_handle(),
         });
         under_way.insert(order.layer.key(), Arc::downgrade(&download));
@@ -134,6 +146,7 @@ async fn download(
     converter: Converter,
     places: Arc<Semaphore>,
     order: Order,
+    received: Arc<AtomicU64>,
 ) -> Result<HeldLayer, ImageError> {
     let Order {
         reference,
@@ -161,6 +174,7 @@ async fn download(
         .map_err(fail)?;
     // However long the conversion takes: only the registry's silence is timed.
     while let Some(bytes) = stream.next().await? {
+        received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         conversion.feed(bytes).await.map_err(fail)?;
     }
     let converted = conversion.finish().await.map_err(fail)?;

@@ -167,6 +167,11 @@ impl LayerStore {
         })
     }
 
+    /// Whether the layer is here.
+    pub(super) fn has(&self, key: LayerKey) -> bool {
+        lock(&self.present).contains_key(&key)
+    }
+
     /// Counts one user less, if there are others.
     fn release_shared(&self, key: LayerKey) -> bool {
         let mut present = lock(&self.present);

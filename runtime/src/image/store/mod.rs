@@ -13,9 +13,11 @@ mod download;
 mod index;
 mod layers;
 mod lease;
+mod progress;
 mod pull;
 mod work;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -29,6 +31,8 @@ use download::Downloads;
 use index::{Index, Record};
 use layers::LayerStore;
 pub use lease::ImageLease;
+use progress::Pulls;
+pub use progress::{LayerProgress, PullProgress};
 use work::Work;
 
 /// The images of this host.
@@ -39,6 +43,9 @@ pub struct ImageStore {
     registries: Registries,
     layers: Arc<LayerStore>,
     downloads: Downloads,
+    pulls: Arc<Pulls>,
+    /// References of images, in full, that the collector is to leave alone.
+    pinned: HashSet<String>,
     converter: Converter,
     work: Work,
     index: Index,
@@ -84,6 +91,12 @@ impl ImageStore {
         let layers = Arc::new(layers);
         Ok(Arc::new(Self {
             directory,
+            pulls: Arc::default(),
+            pinned: config
+                .pinned
+                .iter()
+                .filter_map(|name| Some(name.parse::<Reference>().ok()?.to_string()))
+                .collect(),
             registries: Registries::new(config.clone()),
             config,
             downloads: Downloads::new(Arc::clone(&layers), work.clone(), converter.clone()),
@@ -106,11 +119,26 @@ impl ImageStore {
         credentials: Option<Credentials>,
     ) -> Result<ImageId, ImageError> {
         let _working = self.work.begin();
+        let listed = self.pulls.list(reference);
         tokio::select! {
             biased;
             () = self.work.ending() => Err(ImageError::Ending { reference: reference.to_string() }),
-            pulled = pull::pull(self, reference, credentials) => pulled,
+            pulled = pull::pull(self, reference, credentials, &listed) => pulled,
+            never = self.log_progress(&listed) => match never {},
         }
+    }
+
+    /// The pulls under way, the oldest first.
+    pub fn pulls(&self) -> Vec<PullProgress> {
+        let pulls = self.pulls.under_way();
+        pulls.iter().map(|pull| self.progress(pull)).collect()
+    }
+
+    /// Whether the configuration asks to keep the image from the kubelet's collector, by any of its names. Removal by
+    /// whoever asks for it works all the same, as CRI wants it.
+    pub fn is_pinned(&self, image: &Image) -> bool {
+        let mut names = image.repo_tags.iter().chain(&image.repo_digests);
+        names.any(|name| self.pinned.contains(name))
     }
 
     /// All images, in the order of their IDs.

@@ -17,6 +17,7 @@ use super::super::{
 use super::ImageStore;
 use super::download::Order;
 use super::layers::HeldLayer;
+use super::progress::Listed;
 
 /// Indexes may list indexes; nobody nests them deeper.
 const MAX_INDEX_DEPTH: usize = 3;
@@ -38,6 +39,7 @@ pub(super) async fn pull(
     store: &Arc<ImageStore>,
     reference: &Reference,
     credentials: Option<Credentials>,
+    listed: &Listed,
 ) -> Result<ImageId, ImageError> {
     let started = std::time::Instant::now();
     let session = Arc::new(store.registries.session(reference, credentials).await?);
@@ -49,6 +51,8 @@ pub(super) async fn pull(
     let (digest, config, layers) = pull.manifest().await?;
     let (config_json, parsed) = pull.image_config(&config).await?;
     let expected = pull.expected_layers(&layers, &parsed.diff_ids)?;
+
+    listed.found(&expected);
 
     let order = |layer| Order {
         reference: reference.to_string(),
@@ -68,8 +72,6 @@ pub(super) async fn pull(
         repo_tags: Vec::new(),
         repo_digests: Vec::new(),
         size_bytes: 0,
-        // A pod has no image of its own that would have to be kept from the kubelet's collector.
-        pinned: false,
         config: parsed.defaults,
         layers: held.iter().map(|held| held.layer().clone()).collect(),
         directories: directories.as_ref().map(|held| held.layer().clone()),
