@@ -372,6 +372,18 @@ fn images_are_listed_shown_and_removed() {
         (id.as_str(), &vec![node.image.clone()])
     );
     assert!(images[0].size > 0);
+    let streamed = node.images(async |mut c| {
+        let mut parts = c
+            .stream_images(StreamImagesRequest::default())
+            .await?
+            .into_inner();
+        let mut streamed = Vec::new();
+        while let Some(part) = parts.message().await? {
+            streamed.extend(part.images);
+        }
+        Ok(tonic::Response::new(streamed))
+    });
+    assert_eq!(streamed.unwrap(), images);
     let show = |name: &str| {
         let image = Some(ImageSpec {
             image: name.into(),

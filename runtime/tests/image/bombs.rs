@@ -68,6 +68,24 @@ impl Read for Links {
     }
 }
 
+/// The same bytes again and again.
+struct Again<'a> {
+    bytes: &'a [u8],
+    read: usize,
+    left: usize,
+}
+
+impl Read for Again<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.read == self.bytes.len() && self.left > 0 {
+            (self.read, self.left) = (0, self.left - 1);
+        }
+        let count = (&self.bytes[self.read..]).read(buffer)?;
+        self.read += count;
+        Ok(count)
+    }
+}
+
 /// What becomes of `layer`; with the bytes that were taken from the registry's side of it.
 async fn refused(layer: BuiltLayer, config: ImageConfig, words: &[&str]) {
     let registry = Registry::start().await;
@@ -156,23 +174,32 @@ async fn a_zstd_window_over_what_everybody_takes_is_refused() {
 #[test]
 fn entries_without_number_end_at_the_limit() {
     let _alone = ALONE.lock();
-    let convert = |entries| {
+    let convert = |reader: &mut dyn Read, entries| {
         let limits = LayerLimits {
             bytes: 1 << 40,
             entries,
         };
-        let reader = std::io::BufReader::with_capacity(1 << 20, Links::new(10_000_000));
+        let reader = std::io::BufReader::with_capacity(1 << 20, reader);
         convert_archive(reader, tempfile::tempfile().unwrap(), limits)
             .map(|_| ())
             .unwrap_err()
     };
-    let error = convert(200_000);
+    let error = convert(&mut Links::new(10_000_000), 100_000);
     assert!(
-        matches!(&error, LayerError::TooLarge { limit: 200_000, key: Some(key), .. } if key == "max_layer_entries"),
+        matches!(&error, LayerError::TooLarge { limit: 100_000, key: Some(key), .. } if key == "max_layer_entries"),
         "{error}"
     );
-    // However many are allowed, their names have a limit of their own.
-    let error = convert(100_000_000);
+    // However many are allowed, what is kept of them in memory has a limit of its own.
+    let value = vec![b'v'; 60_000];
+    let records: &[(&str, &[u8])] = &[("SCHILY.xattr.user.a", &value)];
+    let with_end = Archive::new().pax(records).directory("d").finish();
+    let directory = &with_end[..with_end.len() - 1024];
+    let mut many = Again {
+        bytes: directory,
+        read: 0,
+        left: 5000,
+    };
+    let error = convert(&mut many, 100_000_000);
     assert_eq!(
         error.to_string(),
         "it has more than 268435456 bytes of names, link targets and directory attributes"

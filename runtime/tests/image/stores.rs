@@ -211,7 +211,9 @@ async fn pinned_images_are_those_of_the_configuration_and_can_be_removed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pulls_under_way_tell_how_far_they_are() {
     let registry = Registry::start().await;
-    let content: Vec<u8> = (0..200_000_u32).flat_map(|i| i.wrapping_mul(i).to_le_bytes()).collect();
+    let content: Vec<u8> = (0..200_000_u32)
+        .flat_map(|i| i.wrapping_mul(i).to_le_bytes())
+        .collect();
     let here = BuiltLayer::gzip(Archive::new().file("here", "x").finish());
     let coming = BuiltLayer::plain(Archive::new().file("coming", content).finish());
     push(&registry, "base", "v1", &[here.clone()], json!({}));

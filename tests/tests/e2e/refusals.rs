@@ -478,11 +478,6 @@ fn calls_of_later_versions_are_refused_by_name() {
         checkpoint_pod CheckpointPodRequest "CheckpointPod",
         restore_pod RestorePodRequest "RestorePod",
     );
-    let request = bulkhead_proto::cri::StreamImagesRequest::default();
-    let answer = daemon
-        .cri()
-        .image(async |c| c.stream_images(request).await.map(|_| tonic::Response::new(())));
-    assert_refused(answer, Code::Unimplemented, &["StreamImages"]);
     let container = "exec";
     let said = daemon.crictl().fails([container, UNKNOWN, "true"]);
     assert!(said.contains("Unimplemented"), "{said}");
