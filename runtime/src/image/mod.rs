@@ -15,6 +15,8 @@ mod digest;
 mod disk;
 pub mod erofs;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod layer;
 mod record;
 mod reference;
