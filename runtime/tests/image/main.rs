@@ -28,6 +28,7 @@ mod mirrors;
 mod proxies;
 mod pulls;
 mod real;
+mod records;
 mod registry;
 mod retries;
 mod sandbox;
