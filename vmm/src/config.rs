@@ -7,7 +7,7 @@ use std::{collections::HashSet, fmt, os::fd::RawFd, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::memory::layout::RAM_LIMIT_MIB;
+use crate::{memory::layout::RAM_LIMIT_MIB, virtio::net::MOST_PAIRS};
 
 /// A whole machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -99,12 +99,13 @@ pub struct SegmentConfig {
     pub length: Option<u64>,
 }
 
-/// A network interface on a tap.
+/// A network interface on taps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
-    /// Open tap with `IFF_NO_PI | IFF_VNET_HDR`.
-    pub tap: RawFd,
+    /// Open taps with `IFF_NO_PI | IFF_VNET_HDR`, one for each pair of queues of the guest's interface: 1 to 8. Several of
+    /// them are queues of the same host interface, with `IFF_MULTI_QUEUE`.
+    pub taps: Vec<RawFd>,
     /// Hardware address, such as `02:00:00:00:00:01`.
     pub mac: String,
     /// Largest packet in bytes, without the Ethernet header.
@@ -183,6 +184,12 @@ impl VmConfig {
         }
         for net in &self.nets {
             net.hardware_address()?;
+            require(
+                (1..=MOST_PAIRS).contains(&net.taps.len()),
+                "the number of taps of a network interface",
+                net.taps.len(),
+                format!("1 to {MOST_PAIRS}"),
+            )?;
         }
         if let Some(vsock) = &self.vsock {
             require(
@@ -333,7 +340,7 @@ mod tests {
         let parse = |mac: &str| {
             let mac = mac.to_owned();
             NetConfig {
-                tap: 3,
+                taps: vec![3],
                 mac,
                 mtu: 1500,
             }

@@ -158,8 +158,8 @@ fn populate(
         let device = Vsock::new(vsock.cid, socket)?;
         place(&mut bus, "vsock".to_owned(), Box::new(device), vm, ram)?;
     }
-    for (index, (net, tap)) in config.nets.iter().zip(files.taps).enumerate() {
-        let device = Net::new(tap, net.hardware_address()?, net.mtu)?;
+    for (index, (net, taps)) in config.nets.iter().zip(files.taps).enumerate() {
+        let device = Net::new(taps, net.hardware_address()?, net.mtu)?;
         place(&mut bus, format!("net {index}"), Box::new(device), vm, ram)?;
     }
     for disk in files.disks {

@@ -36,7 +36,7 @@ pub(super) struct BootFiles {
 #[derive(Debug)]
 pub(super) struct DeviceFiles {
     pub(super) disks: Vec<OpenDisk>,
-    pub(super) taps: Vec<OwnedFd>,
+    pub(super) taps: Vec<Vec<OwnedFd>>,
     pub(super) vsock: Option<UnixListener>,
     pub(super) console: Option<File>,
     /// Listening.
@@ -82,7 +82,7 @@ impl Sources {
                 FileSource::Fd(number) => Some(*number),
                 FileSource::Path(_) => None,
             })
-            .chain(config.nets.iter().map(|net| net.tap))
+            .chain(config.nets.iter().flat_map(|net| net.taps.iter().copied()))
             .collect();
         Ok(Self {
             inherited: Inherited::claim(numbers)?,
@@ -125,7 +125,7 @@ impl Sources {
             taps: config
                 .nets
                 .iter()
-                .map(|net| self.inherited.take(net.tap))
+                .map(|net| net.taps.iter().map(|tap| self.inherited.take(*tap)).collect())
                 .collect::<Result<_, _>>()?,
             vsock: config
                 .vsock

@@ -57,7 +57,8 @@ fn a_guest_and_its_host_exchange_megabytes_over_a_tap() {
         }
         let listener = TcpListener::bind("[::]:9").unwrap();
         let mut machine = linux::machine(GUEST);
-        machine.config["nets"] = json!([{"tap": tap.as_raw_fd(), "mac": "02:00:00:00:00:07", "mtu": 1500}]);
+        machine.config["nets"] =
+            json!([{"taps": [tap.as_raw_fd()], "mac": "02:00:00:00:00:07", "mtu": 1500}]);
         let mut running = machine.start();
         drop(tap);
         for _ in ["10.77.0.2", "fd77::2"] {

@@ -5,6 +5,7 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -21,6 +22,10 @@ pub struct Tap {
     descriptor: OwnedFd,
     /// Whether there is an interface whose offloads can be set.
     real: bool,
+    /// Whether it is one of several queues of its interface.
+    is_one_of_several: bool,
+    /// Whether the host gives packets to this queue.
+    is_used: AtomicBool,
 }
 
 /// Why a descriptor is no wire.
@@ -41,9 +46,10 @@ impl Tap {
     ///
     /// [`TapError`].
     pub fn new(descriptor: OwnedFd) -> Result<Self, TapError> {
-        let flags = interface_flags(descriptor.as_fd()).map_err(|_| TapError::NotATap)?;
+        let interface = interface_flags(descriptor.as_fd()).map_err(|_| TapError::NotATap)?;
+        let interface = libc::c_int::from(interface);
         let wanted = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        if libc::c_int::from(flags) & wanted != wanted {
+        if interface & wanted != wanted {
             return Err(TapError::NotATap);
         }
         let flags = fcntl_getfl(&descriptor).map_err(io::Error::from)?;
@@ -54,6 +60,8 @@ impl Tap {
         Ok(Self {
             descriptor,
             real: true,
+            is_one_of_several: interface & libc::IFF_MULTI_QUEUE != 0,
+            is_used: AtomicBool::new(true),
         })
     }
 
@@ -63,7 +71,39 @@ impl Tap {
         Self {
             descriptor,
             real: false,
+            is_one_of_several: false,
+            is_used: AtomicBool::new(true),
         }
+    }
+
+    /// Lets the host give packets to this queue of its interface, or to the others alone.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn set_used(&self, used: bool) -> io::Result<()> {
+        if self.is_one_of_several && self.is_used.load(Ordering::Acquire) != used {
+            // SAFETY: all bytes zero is a valid `ifreq`.
+            let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+            let flag = if used {
+                libc::IFF_ATTACH_QUEUE
+            } else {
+                libc::IFF_DETACH_QUEUE
+            };
+            request.ifr_ifru.ifru_flags = libc::c_short::try_from(flag).unwrap_or_default();
+            // SAFETY: TUNSETQUEUE reads one `ifreq`, which lives through the call.
+            check(unsafe {
+                libc::ioctl(self.descriptor.as_raw_fd(), libc::TUNSETQUEUE, &raw const request)
+            })?;
+        }
+        self.is_used.store(used, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether the host gives packets to this queue.
+    #[cfg(test)]
+    pub fn is_used(&self) -> bool {
+        self.is_used.load(Ordering::Acquire)
     }
 
     /// Lets the host hand over packets that a driver with these features can take: without checksums, and not yet cut

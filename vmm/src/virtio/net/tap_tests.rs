@@ -142,7 +142,7 @@ fn receive(socket: &File) -> Vec<u8> {
 fn frames_pass_both_ways_through_a_real_tap() {
     with_tap(9000, |tap| {
         let host = packet_socket();
-        let mut net = Net::new(tap, MAC, 9000).unwrap();
+        let mut net = Net::new(vec![tap], MAC, 9000).unwrap();
         let mut driver = FakeDriver::new(&net, 8 << 20);
         driver.activate(&mut net);
         for _ in 0..200 {
@@ -179,7 +179,7 @@ fn frames_pass_both_ways_through_a_real_tap() {
 fn a_driver_without_offloads_is_given_what_it_can_take() {
     with_tap(1500, |tap| {
         let control = tap.try_clone().unwrap();
-        let mut net = Net::new(tap, MAC, 1500).unwrap();
+        let mut net = Net::new(vec![tap], MAC, 1500).unwrap();
         for (features, expected) in [(u64::MAX, true), (0, false), (u64::MAX, true)] {
             let driver = FakeDriver::accepting(&net, 8 << 20, net.features() & (features | 1 << 32));
             driver.activate(&mut net);
@@ -212,7 +212,7 @@ fn tap_takes_unsegmented() -> bool {
 fn a_frame_larger_than_the_guest_expects_is_dropped_and_a_dead_tap_is_quiet() {
     with_tap(9000, |tap| {
         let host = packet_socket();
-        let mut net = Net::new(tap, MAC, 1500).unwrap();
+        let mut net = Net::new(vec![tap], MAC, 1500).unwrap();
         // Mergeable buffers, but no segmentation: no more than a frame of 1500 bytes is expected.
         let mut driver = FakeDriver::accepting(&net, 8 << 20, net.features() & !(1 << 7 | 1 << 8));
         driver.activate(&mut net);
@@ -245,9 +245,51 @@ fn only_taps_with_headers_are_taken() {
         ] {
             let tap = open_tap(flags);
             assert!(
-                matches!(Net::new(tap, MAC, 1500), Err(NetError::Tap(TapError::NotATap))),
+                matches!(
+                    Net::new(vec![tap], MAC, 1500),
+                    Err(NetError::Tap(TapError::NotATap))
+                ),
                 "flags {flags:#x}"
             );
         }
+    });
+}
+
+#[test]
+fn the_host_gives_packets_to_the_pairs_in_use_alone() {
+    with_tap(1500, |tap| {
+        drop(tap);
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+        let taps = vec![open_tap(flags), open_tap(flags)];
+        let up = Command::new("ip")
+            .args(["link", "set", "tap0", "up"])
+            .status()
+            .unwrap();
+        assert!(up.success());
+        let host = packet_socket();
+        let mut net = Net::new(taps, MAC, 1500).unwrap();
+        let mut driver = FakeDriver::new(&net, 8 << 20);
+        driver.activate(&mut net);
+        for _ in 0..200 {
+            let address = driver.allocate(2048);
+            driver.queues[0].offer(&[Buffer::Writable(address, 2048)]);
+        }
+        // Frames of many flows, none of which goes to the pair that is not used.
+        for number in 0..100u8 {
+            let mut sent = frame(100);
+            sent[11] = number;
+            io::Write::write_all(&mut &host, &sent).unwrap();
+            assert!(guest_receives(&mut driver) == (1, sent));
+        }
+        net.reset();
+        // The queue that was let go can be taken up again.
+        driver = FakeDriver::new(&net, 8 << 20);
+        driver.activate(&mut net);
+        let command = driver.allocate_with(&[4, 0, 2, 0]);
+        let answer = driver.allocate_with(&[0xee]);
+        driver.queues[4].offer(&[Buffer::Readable(command, 4), Buffer::Writable(answer, 1)]);
+        driver.queues[4].wait_used();
+        assert_eq!(driver.read(answer, 1), [0]);
+        assert!(net.taps.iter().all(|tap| tap.is_used()));
     });
 }

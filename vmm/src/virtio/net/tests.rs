@@ -26,7 +26,8 @@ struct Bench {
     buffers: Vec<(u16, u64)>,
 }
 
-fn socket_wire() -> (Tap, OwnedFd) {
+/// A tap's stand-in and its other end.
+pub fn socket_wire() -> (Tap, OwnedFd) {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
     rustix::io::ioctl_fionbio(&theirs, false).unwrap();
@@ -38,7 +39,7 @@ fn socket_wire() -> (Tap, OwnedFd) {
 impl Bench {
     fn new(features: u64) -> Self {
         let (tap, wire) = socket_wire();
-        let mut net = Net::on(tap, MAC, 1500).unwrap();
+        let mut net = Net::on(vec![tap], MAC, 1500).unwrap();
         let driver = FakeDriver::accepting(&net, 8 << 20, net.features() & features);
         driver.activate(&mut net);
         Self {
@@ -228,7 +229,7 @@ fn the_guest_reads_address_link_and_largest_packet() {
     let bench = Bench::new(u64::MAX);
     let mut space = [9; 16];
     bench.net.read_config(0, &mut space);
-    assert_eq!(space, [2, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0xdc, 5, 0, 0, 0, 0]);
+    assert_eq!(space, [2, 0, 0, 0, 0, 1, 1, 0, 1, 0, 0xdc, 5, 0, 0, 0, 0]);
 }
 
 #[test]
@@ -246,7 +247,7 @@ fn a_saved_link_goes_on_in_another_process() {
     bench.net.pause();
     let saved = bench.net.save().unwrap();
     let (tap, wire) = socket_wire();
-    let mut net = Net::on(tap, MAC, 1500).unwrap();
+    let mut net = Net::on(vec![tap], MAC, 1500).unwrap();
     net.restore(&saved, Some(bench.driver.activation())).unwrap();
     assert_eq!(net.save().unwrap(), saved);
     net.resume().unwrap();
@@ -290,13 +291,13 @@ fn noise_on_both_sides_does_no_harm() {
 
 #[test]
 fn what_cannot_be_an_interface_is_refused() {
-    let on = |mac, mtu| Net::on(socket_wire().0, mac, mtu);
+    let on = |mac, mtu| Net::on(vec![socket_wire().0], mac, mtu);
     assert!(matches!(on([0; 6], 1500), Err(NetError::Mac(_))));
     assert!(matches!(on([0x33, 0, 0, 0, 0, 1], 1500), Err(NetError::Mac(_))));
     assert!(matches!(on(MAC, 67), Err(NetError::Mtu(67))));
     let (_, wire) = socket_wire();
     assert!(matches!(
-        Net::new(wire, MAC, 1500),
+        Net::new(vec![wire], MAC, 1500),
         Err(NetError::Tap(TapError::NotATap))
     ));
 }

@@ -245,19 +245,31 @@ impl Ring {
 ///
 /// [`RingError::Disabled`] when the driver did not set up one of them.
 pub fn take_all<const N: usize>(activation: Activation) -> Result<[Ring; N], RingError> {
-    let mut rings = Vec::with_capacity(N);
-    for (index, active) in (0..).zip(activation.queues) {
-        let active = active.ok_or(RingError::Disabled { queue: index })?;
-        rings.push(Ring::new(
-            active,
-            activation.features,
-            Arc::clone(&activation.memory),
-            Arc::clone(&activation.interrupt),
-        ));
-    }
-    rings.try_into().map_err(|rings: Vec<Ring>| RingError::Disabled {
+    let count = activation.queues.len();
+    let disabled = |rings: Vec<Ring>| RingError::Disabled {
         queue: u16::try_from(rings.len()).unwrap_or(u16::MAX),
-    })
+    };
+    take_first(activation, count)?.try_into().map_err(disabled)
+}
+
+/// The first `count` queues of a device that can do without the others.
+///
+/// # Errors
+///
+/// [`RingError::Disabled`] when the driver did not set up one of them.
+pub fn take_first(activation: Activation, count: usize) -> Result<Vec<Ring>, RingError> {
+    (0..)
+        .zip(activation.queues)
+        .take(count)
+        .map(|(index, active)| {
+            Ok(Ring::new(
+                active.ok_or(RingError::Disabled { queue: index })?,
+                activation.features,
+                Arc::clone(&activation.memory),
+                Arc::clone(&activation.interrupt),
+            ))
+        })
+        .collect()
 }
 
 /// How a driver has broken a ring.
