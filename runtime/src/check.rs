@@ -68,11 +68,12 @@ impl fmt::Display for Check {
 
 /// Everything that a host needs. Blocking.
 pub fn all(config: &Config) -> Vec<Check> {
-    let checks: [(&'static str, Outcome); 9] = [
+    let checks: [(&'static str, Outcome); 10] = [
         ("rights", host::rights()),
         ("processor", kvm::processor()),
         ("KVM", kvm::device()),
         ("cgroup v2", host::cgroups()),
+        ("network", host::network(&config.network)),
         ("mkfs.ext4", host::mkfs()),
         ("VMM", files::vmm(&config.vm.vmm)),
         ("guest kernel", files::kernel(&config.vm.kernel)),

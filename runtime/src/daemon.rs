@@ -7,6 +7,7 @@ use crate::{
     container::Container,
     image::{Converter, ImageError, ImageStore},
     lock::{DirectoryLock, LockError},
+    network::PodNetwork,
     sandbox::{
         Pod,
         host::Host,
@@ -31,6 +32,9 @@ pub enum StartError {
     /// The image store.
     #[error(transparent)]
     Images(#[from] ImageError),
+    /// The record of pods' networks.
+    #[error("cannot watch the network's configuration or keep its records: {0}")]
+    Network(#[source] std::io::Error),
     /// The template of scratch disks.
     #[error(transparent)]
     Scratch(#[from] ScratchError),
@@ -57,6 +61,8 @@ pub struct Daemon {
     pub store: Store,
     /// The images.
     pub images: Arc<ImageStore>,
+    /// The cluster's network; `None` where the configuration gives pods none.
+    pub network: Option<Arc<PodNetwork>>,
     /// Templates of scratch disks.
     pub scratch: ScratchTemplates,
     /// Where the files of pods are.
@@ -98,6 +104,12 @@ impl Daemon {
             config.images.clone(),
             converter,
         )?;
+        let network = config
+            .network
+            .enabled
+            .then(|| PodNetwork::open(&config.network, &config.root))
+            .transpose()
+            .map_err(StartError::Network)?;
         let scratch = ScratchTemplates::open(config.root.join("scratch"))?;
         let mib = config.vm.scratch_mib;
         let templates = scratch.clone();
@@ -116,6 +128,7 @@ impl Daemon {
             host_size: HostSize::here(),
             store,
             images,
+            network,
             scratch,
             directories,
             pods: Table::default(),

@@ -11,6 +11,7 @@ mod error;
 mod guest_files;
 pub mod host;
 pub mod machine;
+mod network;
 pub mod paths;
 mod pod;
 pub mod process;

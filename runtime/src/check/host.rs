@@ -5,6 +5,10 @@ use std::{fs, path::Path};
 use rustix::fs::{statfs, statvfs};
 
 use super::Outcome;
+use crate::network::NetworkConfig;
+
+/// The device that makes taps.
+const TUN: &str = "/dev/net/tun";
 
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
@@ -41,6 +45,33 @@ pub(super) fn cgroups() -> Outcome {
         Outcome::warning(
             format!("the hierarchy lacks {}", missing.join(", ")),
             "pods run, but their use of it is neither counted nor limited on the host",
+        )
+    }
+}
+
+pub(super) fn network(config: &NetworkConfig) -> Outcome {
+    if !config.enabled {
+        return Outcome::Good("loopback alone, since network.enabled is false".to_owned());
+    }
+    if !Path::new(TUN).exists() {
+        return Outcome::bad(
+            format!("there is no {TUN}, so machines have no network"),
+            "load the module `tun`",
+        );
+    }
+    let directory = config.conf_dir.display();
+    let is_configuration = |name: &Path| {
+        let extension = name.extension().and_then(|extension| extension.to_str());
+        matches!(extension, Some("conflist" | "conf" | "json"))
+    };
+    let found = fs::read_dir(&config.conf_dir)
+        .is_ok_and(|entries| entries.flatten().any(|entry| is_configuration(&entry.path())));
+    if found {
+        Outcome::Good(format!("taps, and CNI configurations in {directory}"))
+    } else {
+        Outcome::warning(
+            format!("no CNI configuration is in {directory}"),
+            "no pod runs before there is one; install the cluster's network add-on, or set network.enabled = false",
         )
     }
 }

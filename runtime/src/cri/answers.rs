@@ -2,7 +2,7 @@
 
 use bulkhead_proto::cri::{
     self, ContainerResources, ContainerState, ContainerStatus, ContainerUser, ImageSpec, Int64Value,
-    LinuxContainerUser, LinuxPodSandboxStatus, Namespace, PodSandbox, PodSandboxNetworkStatus,
+    LinuxContainerUser, LinuxPodSandboxStatus, Namespace, PodIp, PodSandbox, PodSandboxNetworkStatus,
     PodSandboxState, PodSandboxStatus,
 };
 
@@ -48,7 +48,7 @@ pub(super) fn pod_status(pod: &Pod) -> PodSandboxStatus {
         metadata: pod.config.metadata.clone(),
         state: pod_state(pod).into(),
         created_at: pod.created_at_ns,
-        network: Some(PodSandboxNetworkStatus::default()),
+        network: Some(network_status(pod)),
         linux: Some(LinuxPodSandboxStatus {
             namespaces: Some(Namespace {
                 options: Some(options),
@@ -57,6 +57,18 @@ pub(super) fn pod_status(pod: &Pod) -> PodSandboxStatus {
         labels: pod.config.labels.clone(),
         annotations: pod.config.annotations.clone(),
         runtime_handler: pod.runtime_handler.clone(),
+    }
+}
+
+/// A pod's addresses. A pod that was stopped has none any more.
+fn network_status(pod: &Pod) -> PodSandboxNetworkStatus {
+    let addresses = pod.state().addresses;
+    let Some((first, others)) = addresses.split_first().filter(|_| pod.is_ready()) else {
+        return PodSandboxNetworkStatus::default();
+    };
+    PodSandboxNetworkStatus {
+        ip: first.clone(),
+        additional_ips: others.iter().map(|ip| PodIp { ip: ip.clone() }).collect(),
     }
 }
 

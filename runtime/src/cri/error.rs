@@ -10,6 +10,7 @@ use tonic::{Code, Status};
 use crate::{
     container::{ContainerError, StreamError},
     image::{CredentialsError, ErrorKind, ImageError, ReferenceError},
+    network::NetworkError,
     refusal::Refusal,
     sandbox::{PodError, agent::AgentError, machine::MachineError, scratch::ScratchError},
     table::LookupError,
@@ -83,6 +84,12 @@ impl From<ImageError> for Failure {
     }
 }
 
+impl From<NetworkError> for Failure {
+    fn from(error: NetworkError) -> Self {
+        Self::new(network_code(&error), &error.to_string())
+    }
+}
+
 impl From<ReferenceError> for Failure {
     fn from(error: ReferenceError) -> Self {
         Self::new(Code::InvalidArgument, &format!("image: {error}"))
@@ -123,6 +130,7 @@ fn pod_code(error: &PodError) -> Code {
             ScratchError::Mkfs { .. } => Code::Internal,
         },
         PodError::Agent { source, .. } => agent_code(source),
+        PodError::Network { source, .. } => network_code(source),
         PodError::Host { source, .. } => io_code(source),
         PodError::Store(_) | PodError::Interrupted => Code::Internal,
         PodError::Cancelled { .. } => Code::Cancelled,
@@ -163,6 +171,27 @@ fn machine_code(error: &MachineError) -> Code {
         MachineError::Silent { .. } => Code::DeadlineExceeded,
         MachineError::Agent(error) => agent_code(error),
         _ => Code::Internal,
+    }
+}
+
+fn network_code(error: &NetworkError) -> Code {
+    match error {
+        NetworkError::NotReady(_)
+        | NetworkError::PortTaken { .. }
+        | NetworkError::NoAddress(_)
+        | NetworkError::Interface { .. }
+        | NetworkError::Untranslatable { .. }
+        | NetworkError::Template { .. }
+        | NetworkError::NotAttached(_) => Code::FailedPrecondition,
+        NetworkError::Annotation { .. } | NetworkError::Unspeakable { .. } | NetworkError::PodCidr(_) => {
+            Code::InvalidArgument
+        }
+        NetworkError::NotUndone { error, .. } => network_code(error),
+        NetworkError::Plugin(_)
+        | NetworkError::Namespace { .. }
+        | NetworkError::BadRecord { .. }
+        | NetworkError::Task(_) => Code::Internal,
+        NetworkError::Record { source, .. } => io_code(source),
     }
 }
 

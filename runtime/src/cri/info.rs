@@ -135,6 +135,7 @@ fn startup(times: &StartupTimes) -> Value {
     json!({
         "recordMs": ms(times.record),
         "resourcesMs": ms(times.resources),
+        "networkMs": ms(times.network),
         "spawnMs": ms(times.spawn),
         "bootMs": ms(times.boot),
         "guestKernelMs": ms(times.guest_kernel),

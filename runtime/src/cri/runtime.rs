@@ -77,17 +77,17 @@ impl RuntimeService for RuntimeHandlers {
             },
             message: problem.unwrap_or_default(),
         };
-        let network = "pods have no network but loopback in this version of Bulkhead: CNI is not there yet";
+        let network = self
+            .daemon
+            .network
+            .as_ref()
+            .and_then(|network| network.readiness().err());
         let handlers = std::iter::once("").chain(self.daemon.config.handlers.keys().map(String::as_str));
         Ok(Response::new(StatusResponse {
             status: Some(RuntimeStatus {
                 conditions: vec![
                     condition("RuntimeReady", problem, "HostNotReady"),
-                    condition(
-                        "NetworkReady",
-                        Some(network.to_owned()),
-                        "NetworkPluginNotSupported",
-                    ),
+                    condition("NetworkReady", network, "NetworkPluginNotReady"),
                 ],
             }),
             info: if request.get_ref().verbose {
@@ -447,9 +447,20 @@ impl RuntimeService for RuntimeHandlers {
 
     async fn update_runtime_config(
         &self,
-        _: Request<UpdateRuntimeConfigRequest>,
+        request: Request<UpdateRuntimeConfigRequest>,
     ) -> Result<Response<UpdateRuntimeConfigResponse>, Status> {
-        absent("UpdateRuntimeConfig")
+        answer("UpdateRuntimeConfig", async {
+            let config = request
+                .into_inner()
+                .runtime_config
+                .and_then(|config| config.network_config);
+            let cidr = config.unwrap_or_default().pod_cidr;
+            if let Some(network) = self.daemon.network.as_ref().filter(|_| !cidr.is_empty()) {
+                network.set_pod_cidr(&cidr)?;
+            }
+            Ok(UpdateRuntimeConfigResponse {})
+        })
+        .await
     }
 
     async fn checkpoint_container(

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NetworkConfig {
+    /// Whether pods are attached to a network at all; else they have loopback and nothing else.
+    pub enabled: bool,
     /// Directory with CNI configurations.
     pub conf_dir: PathBuf,
     /// Directories with CNI plugins.
@@ -23,6 +25,7 @@ pub struct NetworkConfig {
 impl Default for NetworkConfig {
     fn default() -> Self {
         Self {
+            enabled: true,
             conf_dir: "/etc/cni/net.d".into(),
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             cache_dir: PathBuf::new(),

@@ -7,6 +7,9 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
+/// The device that makes taps.
+const TUN: &str = "/dev/net/tun";
+
 /// Most queues of a tap that the kernel has (MAX_TAP_QUEUES).
 const MOST_QUEUES: u8 = 255;
 
@@ -45,7 +48,14 @@ pub(crate) fn create(name: &str, queue_pairs: u8) -> io::Result<Tap> {
 }
 
 fn open_queue(name: &str, several: bool, first: bool) -> io::Result<OwnedFd> {
-    let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(TUN)
+        .map_err(|error| {
+            let message = format!("{TUN} cannot be opened ({error}); load the host's module `tun`");
+            io::Error::new(error.kind(), message)
+        })?;
     let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     if several {
         flags |= libc::IFF_MULTI_QUEUE;

@@ -140,6 +140,8 @@ macro_rules! calls {
 calls! {
     /// Names the pod and prepares what its containers share.
     configure_sandbox(ConfigureSandboxRequest) -> ConfigureSandboxResponse;
+    /// Gives the guest's interfaces their names, addresses, routes and neighbours.
+    configure_network(ConfigureNetworkRequest) -> ConfigureNetworkResponse;
     /// Prepares a container.
     create_container(CreateContainerRequest) -> CreateContainerResponse;
     /// Starts a prepared container.

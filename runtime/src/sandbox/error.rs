@@ -3,6 +3,7 @@
 use super::{agent::AgentError, machine::MachineError, scratch::ScratchError};
 use crate::{
     container::ContainerError,
+    network::NetworkError,
     refusal::Refusal,
     store::StoreError,
     table::{LookupError, NameTaken},
@@ -51,6 +52,14 @@ pub enum PodError {
         id: String,
         /// What is wrong.
         source: AgentError,
+    },
+    /// The cluster's network.
+    #[error("pod sandbox {id}: {source}")]
+    Network {
+        /// The pod.
+        id: String,
+        /// What is wrong.
+        source: Box<NetworkError>,
     },
     /// Something of the host's kernel.
     #[error("pod sandbox {id}: cannot {action}: {source}")]

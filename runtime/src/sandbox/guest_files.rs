@@ -20,12 +20,18 @@ pub(super) fn resolv_conf(dns: Option<&DnsConfig>) -> Option<String> {
     Some(text)
 }
 
-/// `/etc/hosts` of a pod without addresses of its own.
-pub(super) fn hosts(hostname: &str) -> String {
-    format!(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
-         fe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n127.0.1.1\t{hostname}\n"
-    )
+/// `/etc/hosts` of a pod with these addresses, which may be none.
+pub(super) fn hosts(hostname: &str, addresses: &[String]) -> String {
+    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
+                    fe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n"
+        .to_owned();
+    if addresses.is_empty() {
+        let _ = writeln!(text, "127.0.1.1\t{hostname}");
+    }
+    for address in addresses {
+        let _ = writeln!(text, "{address}\t{hostname}");
+    }
+    text
 }
 
 #[cfg(test)]
@@ -49,6 +55,13 @@ mod tests {
 
     #[test]
     fn a_pod_finds_itself_by_name() {
-        assert!(hosts("web-0").lines().any(|line| line.ends_with("\tweb-0")));
+        let own = |addresses: &[&str]| {
+            let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            let text = hosts("web-0", &addresses);
+            let lines = text.lines().filter_map(|line| line.strip_suffix("\tweb-0"));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(own(&[]), ["127.0.1.1"]);
+        assert_eq!(own(&["10.1.0.7", "fd00::7"]), ["10.1.0.7", "fd00::7"]);
     }
 }

@@ -52,6 +52,8 @@ pub struct PodState {
     pub record: Option<MachineRecord>,
     /// Why it is not ready.
     pub message: String,
+    /// Its addresses in the cluster's network, the first of which is the one to be reached at.
+    pub addresses: Vec<String>,
     /// How long its start took.
     pub startup: Option<StartupTimes>,
 }
@@ -72,6 +74,7 @@ impl Pod {
             machine: None,
             record: None,
             message: String::new(),
+            addresses: Vec::new(),
             startup: None,
         };
         Self {
@@ -159,6 +162,7 @@ impl Pod {
             cgroup: self.cgroup.clone(),
             machine: state.record.clone(),
             message: state.message.clone(),
+            addresses: state.addresses.clone(),
         }
     }
 }

@@ -60,6 +60,7 @@ pub(crate) async fn recover(daemon: &Arc<Daemon>) -> Result<(), StartError> {
         daemon.store.remove_container(orphan.id).await?;
     }
     reap(daemon).await;
+    leave_networks(daemon);
     daemon.images.collect().await?;
     Ok(())
 }
@@ -147,6 +148,7 @@ fn from_record(daemon: &Daemon, record: PodRecord) -> Pod {
         state.phase = phase;
         state.record = record.machine;
         state.message = record.message;
+        state.addresses = record.addresses;
     });
     pod
 }
@@ -268,6 +270,19 @@ async fn lose(
         }
     }
     daemon.store.put_pod(pod.record()).await
+}
+
+/// Takes pods out of the network that are not known any more. Plugins may be slow or hang, so nobody waits for it.
+fn leave_networks(daemon: &Arc<Daemon>) {
+    let Some(network) = daemon.network.clone() else {
+        return;
+    };
+    let living: Vec<String> = daemon.pods.all().iter().map(|pod| pod.id.clone()).collect();
+    tokio::spawn(async move {
+        for error in network.collect(&living).await {
+            tracing::error!(%error, "what was left in the network of a pod that is not known cannot be removed");
+        }
+    });
 }
 
 async fn remove_remains(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), PodError> {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bulkhead_proto::{
-    agent::{ConfigureSandboxRequest, HelloResponse},
+    agent::{ConfigureNetworkRequest, ConfigureSandboxRequest, HelloResponse},
     cri::PodSandboxConfig,
 };
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,7 @@ use super::{
     error::PodError,
     guest_files,
     machine::{Machine, MachineError, MachinePlan, SCRATCH_SERIAL, make_directories},
+    network::{self, Joined},
     pod::Pod,
     rollback::Rollback,
     size::MachineSize,
@@ -34,8 +35,10 @@ use crate::{
 pub struct StartupTimes {
     /// Writing the intent down.
     pub record: Duration,
-    /// Network namespace, control group and scratch disk, which are made side by side.
+    /// Network, control group and scratch disk, which are made side by side.
     pub resources: Duration,
+    /// Of that, joining the network in the pod's namespace.
+    pub network: Duration,
     /// From there until the VMM's process was started.
     pub spawn: Duration,
     /// From there until the agent said hello.
@@ -153,17 +156,27 @@ async fn make(
         "network namespace",
         blocking(move || host.remove_network_namespace(&path)),
     );
+    let (to_leave, id) = (Arc::clone(daemon), pod.id.clone());
+    rollback.add("place in the network", async move {
+        network::detach(&to_leave, &id).await
+    });
     let (host, cgroup) = (Arc::clone(&daemon.host), pod.cgroup.clone());
     rollback.add("control group", blocking(move || host.remove_cgroup(&cgroup)));
-    let (namespace, cgroup, scratch) = tokio::join!(
-        make_namespace(daemon, pod),
+    let (outcome, cgroup, scratch) = tokio::join!(
+        join_network(daemon, pod),
         make_cgroup(daemon, pod),
         make_scratch(daemon, pod)
     );
-    namespace?;
     scratch?;
     let cgroup = cgroup?;
+    let joined;
+    (joined, times.network) = outcome?;
     times.resources = lap.end();
+    let Joined {
+        interfaces,
+        request,
+        addresses,
+    } = joined;
 
     let plan = MachinePlan {
         name: pod.id.clone(),
@@ -171,6 +184,7 @@ async fn make(
         size: pod.size,
         defaults: daemon.config.vm.clone(),
         cgroup,
+        interfaces,
         timeout: daemon.config.timeouts.agent(),
     };
     let machine = Arc::new(Machine::start(plan).await.map_err(machine_error)?);
@@ -186,11 +200,12 @@ async fn make(
     times.guest_kernel = Duration::from_nanos(hello.agent_started_ns);
     times.guest_agent = Duration::from_nanos(hello.ready_ns.saturating_sub(hello.agent_started_ns));
 
-    configure(pod, &machine).await?;
+    configure(pod, &machine, request, &addresses).await?;
     times.configure = lap.end();
 
     pod.change(|state| {
         state.phase = PodPhase::Ready;
+        state.addresses = addresses;
         state.machine = Some(Arc::clone(&machine));
         state.record = Some(remember(&machine, pod.size, &hello));
     });
@@ -199,6 +214,14 @@ async fn make(
         return Err(PodError::Cancelled { id: pod.id.clone() });
     }
     Ok((machine, times))
+}
+
+/// Makes the pod's network namespace and joins it to the network; says how long the latter took.
+async fn join_network(daemon: &Arc<Daemon>, pod: &Pod) -> Result<(Joined, Duration), PodError> {
+    make_namespace(daemon, pod).await?;
+    let mut lap = Lap::start();
+    let joined = network::attach(daemon, pod).await?;
+    Ok((joined, lap.end()))
 }
 
 async fn make_namespace(daemon: &Arc<Daemon>, pod: &Pod) -> Result<(), PodError> {
@@ -234,7 +257,13 @@ async fn make_scratch(daemon: &Arc<Daemon>, pod: &Pod) -> Result<(), PodError> {
         })
 }
 
-async fn configure(pod: &Pod, machine: &Machine) -> Result<(), PodError> {
+/// Tells the agent of the pod and its network.
+async fn configure(
+    pod: &Pod,
+    machine: &Machine,
+    network: ConfigureNetworkRequest,
+    addresses: &[String],
+) -> Result<(), PodError> {
     let hostname = pod.hostname();
     let resolv_conf = match guest_files::resolv_conf(pod.config.dns_config.as_ref()) {
         Some(text) => text,
@@ -246,7 +275,7 @@ async fn configure(pod: &Pod, machine: &Machine) -> Result<(), PodError> {
         hostname: hostname.to_owned(),
         scratch_disk: SCRATCH_SERIAL.to_owned(),
         resolv_conf: Some(resolv_conf),
-        hosts: Some(guest_files::hosts(hostname)),
+        hosts: Some(guest_files::hosts(hostname, addresses)),
         etc_hostname: Some(format!("{hostname}\n")),
         sysctls: pod
             .config
@@ -257,8 +286,15 @@ async fn configure(pod: &Pod, machine: &Machine) -> Result<(), PodError> {
         shm_size: 0,
         realtime_ns: u64::try_from(now_ns()).unwrap_or_default(),
     };
+    let agent = machine.agent();
+    let told = async {
+        if !network.interfaces.is_empty() {
+            agent.configure_network(network).await?;
+        }
+        agent.configure_sandbox(request).await
+    };
     tokio::select! {
-        answer = machine.agent().configure_sandbox(request) => match answer {
+        answer = told => match answer {
             Ok(_) => Ok(()),
             Err(source) => Err(PodError::Agent { id: pod.id.clone(), source }),
         },

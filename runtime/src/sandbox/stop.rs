@@ -5,6 +5,7 @@ use std::{fs, io, path::Path, sync::Arc};
 use super::{
     error::PodError,
     machine::{Machine, MachineEnd},
+    network,
     paths::PodPaths,
     pod::Pod,
     run::blocking,
@@ -132,6 +133,12 @@ enum Keep {
 /// Frees what a pod without a machine holds, and writes its state down.
 async fn free(daemon: &Arc<Daemon>, pod: &Arc<Pod>, keep: Keep) -> Result<(), PodError> {
     pod.drop_images();
+    let left = match keep {
+        Keep::Nothing => network::detach(daemon, &pod.id).await,
+        Keep::Namespace => Ok(()),
+    };
+    // While the network is not left, its plugins need the namespace.
+    let keep = if left.is_err() { Keep::Namespace } else { keep };
     let (host, target) = (Arc::clone(&daemon.host), Arc::clone(pod));
     let freed = blocking(move || {
         let host_error = |action: &str, object: String, source: io::Error| {
@@ -156,7 +163,7 @@ async fn free(daemon: &Arc<Daemon>, pod: &Arc<Pod>, keep: Keep) -> Result<(), Po
         source,
     });
     daemon.store.put_pod(pod.record()).await?;
-    freed
+    freed.and(left)
 }
 
 /// Removes all files of a pod.

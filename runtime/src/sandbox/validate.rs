@@ -5,6 +5,7 @@ use bulkhead_proto::cri::{
     SeLinuxOption, UserNamespace, security_profile::ProfileType,
 };
 
+use super::network;
 use crate::{config::Config, refusal::Refusal};
 
 /// Longest host name that Linux takes (`__NEW_UTS_LEN`).
@@ -72,11 +73,13 @@ pub(super) fn pod<'a>(
             format!("{:?} is not an absolute path", config.log_directory),
         ));
     }
-    if let Some(port) = config.port_mappings.iter().find(|port| port.host_port > 0) {
-        return Err(Refusal::not_yet(
+    let ports = network::port_mappings(config)?;
+    if let Some(port) = ports.first().filter(|_| !daemon.network.enabled) {
+        return Err(Refusal::impossible(
             "config.port_mappings",
             format!(
-                "port {} of the host cannot be mapped: pods have no network but loopback",
+                "port {} of the host leads nowhere: pods have no network but loopback; set network.enabled = true in the \
+                 configuration of bulkheadd",
                 port.host_port
             ),
         ));

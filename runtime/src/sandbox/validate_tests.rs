@@ -119,14 +119,6 @@ fn what_a_machine_cannot_share_with_its_host_is_refused() {
 
 #[test]
 fn what_comes_later_is_refused_as_such() {
-    let mapped = PodSandboxConfig {
-        port_mappings: vec![PortMapping {
-            host_port: 80,
-            ..Default::default()
-        }],
-        ..config()
-    };
-    assert!(matches!(refusal(&mapped), Refusal::NotYet { .. }));
     let users = with_namespaces(|n| {
         n.userns_options = Some(UserNamespace {
             mode: NamespaceMode::Pod.into(),
@@ -135,14 +127,27 @@ fn what_comes_later_is_refused_as_such() {
         });
     });
     assert!(matches!(refusal(&users), Refusal::NotYet { .. }));
-    let container_port = PodSandboxConfig {
+}
+
+#[test]
+fn ports_of_the_host_need_a_network() {
+    let mapped = |host_port| PodSandboxConfig {
         port_mappings: vec![PortMapping {
             container_port: 80,
+            host_port,
             ..Default::default()
         }],
         ..config()
     };
-    assert!(pod(&container_port, "", &Config::default()).is_ok());
+    let mut daemon = Config::default();
+    for host_port in [0, 8080] {
+        assert!(pod(&mapped(host_port), "", &daemon).is_ok());
+    }
+    daemon.network.enabled = false;
+    assert!(pod(&mapped(0), "", &daemon).is_ok());
+    let refused = pod(&mapped(8080), "", &daemon).unwrap_err();
+    assert!(matches!(refused, Refusal::Impossible { .. }), "{refused:?}");
+    assert!(refused.to_string().contains("network.enabled"), "{refused}");
 }
 
 #[test]

@@ -31,6 +31,9 @@ pub struct PodRecord {
     /// Why it is not ready; empty while it is, and after an ordinary stop.
     #[prost(string, tag = "8")]
     pub message: String,
+    /// Its addresses in the cluster's network, the first of which is the one to be reached at.
+    #[prost(string, repeated, tag = "9")]
+    pub addresses: Vec<String>,
 }
 
 /// A virtual machine.

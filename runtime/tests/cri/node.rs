@@ -119,6 +119,7 @@ impl Node {
         config.vm.initramfs = directory.path().join("initramfs");
         config.vm.cmdline = String::new();
         config.vm.scratch_mib = 32;
+        config.network.enabled = false;
         change(&mut config);
 
         let client = Runtime::new().unwrap();
