@@ -158,7 +158,7 @@ const WITHOUT_KVM: [&str; 5] = [
     "sh",
     "-c",
     "mount -t tmpfs -o mode=755 none /dev && mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/urandom c 1 9 && \
-     exec \"$0\" \"$@\"",
+     mkdir /dev/net && mknod /dev/net/tun c 10 200 && exec \"$0\" \"$@\"",
 ];
 
 #[test]

@@ -413,3 +413,26 @@ fn a_container_names_its_image_as_kubelets_need_it() {
         assert!(image.repo_tags.contains(&shown), "{shown}");
     }
 }
+
+#[test]
+#[ignore = "runs in the node: hack/test"]
+fn an_image_comes_from_its_registrys_mirror_with_the_nodes_credentials() {
+    let daemon = Daemon::shared();
+    let mirrored = daemon.try_pull("registry.example/busybox:latest").unwrap();
+    let itself = daemon
+        .try_pull(&Environment::get().image("busybox:latest"))
+        .unwrap();
+    assert_eq!(mirrored, itself, "one image under two names");
+    let image = daemon.image(&mirrored).unwrap();
+    assert!(
+        image
+            .repo_tags
+            .contains(&"registry.example/busybox:latest".to_owned()),
+        "{image:?}"
+    );
+    // Without them there is nothing to be had.
+    let strict = Daemon::private(DaemonOptions::new().config("images.docker_config", ""));
+    let refused = strict.try_pull("registry.example/busybox:latest").unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unauthenticated, "{refused:?}");
+    assert!(refused.message().contains("localhost:5001"), "{refused:?}");
+}

@@ -80,8 +80,8 @@ fn the_standard_file_systems_are_as_oci_has_them() {
 
 #[test]
 #[ignore = "runs in the node: hack/test"]
-fn loopback_is_up_and_there_is_no_other_interface() {
-    let daemon = Daemon::shared();
+fn without_a_network_loopback_is_up_and_there_is_no_other_interface() {
+    let daemon = Daemon::private(DaemonOptions::new().config("network.enabled", false));
     let pod = daemon.run_pod(PodSpec::new("loopback"));
     let container = pod.run(ContainerSpec::idle());
     assert_eq!(container.sh("ls /sys/class/net"), "lo");

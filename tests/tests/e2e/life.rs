@@ -362,12 +362,7 @@ fn the_daemon_says_what_it_is_and_what_is_missing() {
             .clone()
     };
     assert_eq!(condition("RuntimeReady")["status"], true, "{info:#}");
-    let network = condition("NetworkReady");
-    assert_eq!(network["status"], false, "{info:#}");
-    assert!(
-        !text(&network, "/reason").is_empty() && !text(&network, "/message").is_empty(),
-        "{network:#}"
-    );
+    assert_eq!(condition("NetworkReady")["status"], true, "{info:#}");
     let handlers = info["runtimeHandlers"].as_array().expect("runtime handlers");
     let default = handlers
         .iter()

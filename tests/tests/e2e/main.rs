@@ -16,6 +16,7 @@ mod isolation;
 mod leaks;
 mod life;
 mod logs;
+mod network;
 mod output;
 mod refusals;
 mod storage;

@@ -473,7 +473,6 @@ fn calls_of_later_versions_are_refused_by_name() {
         stream_pod_sandbox_metrics StreamPodSandboxMetricsRequest "StreamPodSandboxMetrics",
         update_container_resources UpdateContainerResourcesRequest "UpdateContainerResources",
         update_pod_sandbox_resources UpdatePodSandboxResourcesRequest "UpdatePodSandboxResources",
-        update_runtime_config UpdateRuntimeConfigRequest "UpdateRuntimeConfig",
         checkpoint_container CheckpointContainerRequest "CheckpointContainer",
         checkpoint_pod CheckpointPodRequest "CheckpointPod",
         restore_pod RestorePodRequest "RestorePod",

@@ -22,9 +22,10 @@ use crate::figure::{Figure, in_seconds};
 const SAMPLES: usize = 10;
 
 /// The phases of RunPodSandbox in the verbose status of a pod, in their order, and what they are.
-const PHASES: [(&str, &str); 5] = [
+const PHASES: [(&str, &str); 6] = [
     ("recordMs", "intent to the store"),
-    ("resourcesMs", "namespace, control group, scratch disk"),
+    ("resourcesMs", "network, control group, scratch disk"),
+    ("networkMs", "of that, CNI and the taps"),
     ("spawnMs", "starting the VMM"),
     ("bootMs", "boot, until the agent's hello"),
     ("configureMs", "telling the agent of the pod"),
