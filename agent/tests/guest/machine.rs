@@ -55,7 +55,7 @@ pub async fn start() -> SharedGuest {
 pub async fn start_on_tap(tap: OwnedFd, mac: &str) -> SharedGuest {
     // Inherited by the VMM under the same number.
     fcntl_setfd(&tap, FdFlags::empty()).unwrap();
-    let nets = json!([{"tap": tap.as_raw_fd(), "mac": mac, "mtu": 1500}]);
+    let nets = json!([{"taps": [tap.as_raw_fd()], "mac": mac, "mtu": 1500}]);
     start_with("console=hvc0", nets).await
 }
 
