@@ -12,7 +12,7 @@ mod pod_network;
 mod prefix;
 mod redirect;
 mod survey;
-mod tap;
+pub(crate) mod tap;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

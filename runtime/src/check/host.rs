@@ -5,10 +5,7 @@ use std::{fs, path::Path};
 use rustix::fs::{statfs, statvfs};
 
 use super::Outcome;
-use crate::network::NetworkConfig;
-
-/// The device that makes taps.
-const TUN: &str = "/dev/net/tun";
+use crate::network::{NetworkConfig, tap::TUN};
 
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
 const CGROUP2_MAGIC: u64 = 0x6367_7270;

@@ -95,6 +95,8 @@ struct Inner {
     conf_dir: PathBuf,
     template: Option<PathBuf>,
     cache: Cache,
+    /// The pods that were attached when the network was opened. No other can be a left-over of an earlier daemon.
+    found: HashSet<String>,
     pod_cidr_file: PathBuf,
     state: Mutex<State>,
     ports: Mutex<HostPorts>,
@@ -126,9 +128,11 @@ impl PodNetwork {
         let given = |path: &PathBuf| (!path.as_os_str().is_empty()).then(|| path.clone());
         let cache = Cache::open(&given(&config.cache_dir).unwrap_or_else(|| state_dir.join("network")))?;
         let mut ports = HostPorts::default();
+        let mut found = HashSet::new();
         for entry in cache.list(None)? {
             let mappings = entry.capabilities.get("portMappings");
             ports.restore(&entry.pod_id, &entry.pod_name, mappings);
+            found.insert(entry.pod_id);
         }
         let pod_cidr_file = cache.directory().join("pod-cidr");
         let pod_cidrs = match fs::read_to_string(&pod_cidr_file) {
@@ -144,6 +148,7 @@ impl PodNetwork {
             conf_dir: config.conf_dir.clone(),
             template: given(&config.conf_template),
             cache,
+            found,
             pod_cidr_file,
             state: Mutex::new(State {
                 list: Err("the CNI configuration has not been read yet".to_owned()),
@@ -233,8 +238,8 @@ impl PodNetwork {
         Ok(())
     }
 
-    /// Detaches every pod that is not `living`, and lets the plugins forget what belongs to none that is. For the start, before
-    /// pods are attached. Gives what failed; it is tried again when called again.
+    /// Detaches every pod that was attached when the network was opened and is not `living`, and lets the plugins forget what
+    /// belongs to no pod. Pods may be attached meanwhile. Gives what failed; it is tried again when called again.
     pub async fn collect(&self, living: &[String]) -> Vec<NetworkError> {
         let inner = Arc::clone(&self.inner);
         let living: HashSet<String> = living.iter().cloned().collect();

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// The device that makes taps.
-const TUN: &str = "/dev/net/tun";
+pub(crate) const TUN: &str = "/dev/net/tun";
 
 /// Most queues of a tap that the kernel has (MAX_TAP_QUEUES).
 const MOST_QUEUES: u8 = 255;

@@ -136,12 +136,8 @@ impl Inner {
             Err(error) => return vec![error],
         };
         let mut errors = Vec::new();
-        let mut valid = Vec::new();
-        for entry in entries {
-            if living.contains(&entry.pod_id) {
-                valid.push(entry);
-                continue;
-            }
+        let is_gone = |entry: &Entry| self.found.contains(&entry.pod_id) && !living.contains(&entry.pod_id);
+        for entry in entries.into_iter().filter(is_gone) {
             let _turn = self.turn(&entry.pod_id).await;
             tracing::info!(
                 "pod {} ({}) is gone; its network is freed",
@@ -149,11 +145,19 @@ impl Inner {
                 entry.pod_id
             );
             if let Err(error) = self.remove(&entry).await {
-                // It holds something still.
-                valid.push(entry);
                 errors.push(error);
             }
         }
+        let _alone = self.plugins.write().await;
+        // Written before plugins are run and removed after: now that none runs, these are all that hold something, those among
+        // them that could not be removed and those that came meanwhile.
+        let valid = match self.entries(None).await {
+            Ok(entries) => entries,
+            Err(error) => {
+                errors.push(error);
+                return errors;
+            }
+        };
         let mut networks: BTreeMap<String, Arc<NetworkList>> = BTreeMap::new();
         for entry in &valid {
             if let Ok(list) = self.network_of(entry) {
@@ -163,7 +167,6 @@ impl Inner {
         if let Ok(list) = &locked(&self.state).list {
             networks.insert(list.name.clone(), Arc::clone(list));
         }
-        let _alone = self.plugins.write().await;
         for (name, list) in networks {
             let attachments: Vec<_> = valid
                 .iter()

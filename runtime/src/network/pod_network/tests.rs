@@ -266,6 +266,10 @@ async fn a_later_daemon_detaches_with_the_configuration_of_then() {
     fixture.configure("20-other.conflist", "other");
     fixture.calls();
     let network = fixture.open();
+    // One that is made before the old ones are looked at is none of them.
+    let new = fixture.pod("pod3");
+    network.attach(&new.attachment).await.unwrap();
+    fixture.calls();
     assert!(network.collect(&["pod1".to_owned()]).await.is_empty());
     let calls = fixture.calls();
     let summaries: Vec<_> = calls.iter().map(Call::summary).collect();
@@ -291,7 +295,12 @@ async fn a_later_daemon_detaches_with_the_configuration_of_then() {
         json!([{"containerID": "pod1", "ifname": "eth0"}])
     );
     assert_eq!(calls[4].input["name"], "other");
-    assert_eq!(valid(&calls[4]), json!([]));
+    assert_eq!(
+        valid(&calls[4]),
+        json!([{"containerID": "pod3", "ifname": "eth0"}])
+    );
+    network.detach("pod3").await.unwrap();
+    fixture.calls();
     fs::remove_dir_all(fixture.path("net.d")).unwrap();
     network.detach("pod1").await.unwrap();
     let calls = fixture.calls();
