@@ -182,13 +182,14 @@ impl VmConfig {
                 "unique in the machine",
             )?;
         }
+        let mut addresses = HashSet::new();
         for net in &self.nets {
-            net.hardware_address()?;
+            net.check()?;
             require(
-                (1..=MOST_PAIRS).contains(&net.taps.len()),
-                "the number of taps of a network interface",
-                net.taps.len(),
-                format!("1 to {MOST_PAIRS}"),
+                addresses.insert(net.hardware_address()?),
+                "the mac of a network interface",
+                &net.mac,
+                "unique in the machine",
             )?;
         }
         if let Some(vsock) = &self.vsock {
@@ -204,6 +205,21 @@ impl VmConfig {
 }
 
 impl NetConfig {
+    /// Checks what can be checked without opening anything.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] naming the field.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.hardware_address()?;
+        require(
+            (1..=MOST_PAIRS).contains(&self.taps.len()),
+            "the number of taps of a network interface",
+            self.taps.len(),
+            format!("1 to {MOST_PAIRS}"),
+        )
+    }
+
     /// The hardware address as bytes.
     ///
     /// # Errors
@@ -227,6 +243,11 @@ impl NetConfig {
                 allowed: "the address of one station, such as 02:00:00:00:00:01".to_owned(),
             })
     }
+}
+
+/// A hardware address as [`NetConfig::mac`] has it.
+pub fn hardware_address_text(address: [u8; 6]) -> String {
+    address.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// The bit of the first byte by which an Ethernet address is that of a group.

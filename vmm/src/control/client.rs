@@ -15,7 +15,7 @@ use rustix::net::{
 };
 
 use super::protocol::{MachineState, PACKET_BYTES, PACKET_FDS, Request, Response};
-use crate::config::{DiskConfig, FileSource, SegmentConfig};
+use crate::config::{DiskConfig, FileSource, NetConfig, SegmentConfig};
 
 /// Why a control request failed.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +86,20 @@ impl Client {
         self.done(&Request::AddDisk(disk), &files)
     }
 
+    /// Puts a network interface on the bus: `taps` are open queues of a tap, see [`NetConfig::taps`].
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Refused`] for a hardware address in use, a full bus or what is no tap.
+    pub fn add_net(&self, mac: String, mtu: u16, taps: &[BorrowedFd<'_>]) -> Result<(), ControlError> {
+        let net = NetConfig {
+            mac,
+            mtu,
+            taps: (0..).take(taps.len()).collect(),
+        };
+        self.done(&Request::AddNet(net), taps)
+    }
+
     /// Stops vCPUs and devices.
     ///
     /// # Errors
@@ -137,7 +151,7 @@ impl Client {
     fn request(&self, request: &Request, files: &[BorrowedFd<'_>]) -> Result<Response, ControlError> {
         if files.len() > PACKET_FDS {
             return Err(ControlError::Refused(format!(
-                "a disk of {} files cannot be handed over, at most {PACKET_FDS} can",
+                "a device of {} files cannot be handed over, at most {PACKET_FDS} can",
                 files.len()
             )));
         }

@@ -1,4 +1,4 @@
-//! The control socket: how a machine's owner hot-plugs disks, pauses, resumes, asks for state and ends it.
+//! The control socket: how a machine's owner hot-plugs disks and network interfaces, pauses, resumes, asks for state and ends it.
 
 pub mod client;
 pub mod protocol;

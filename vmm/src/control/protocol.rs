@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::DiskConfig;
+use crate::config::{DiskConfig, NetConfig};
 
 /// Largest packet in bytes.
 pub const PACKET_BYTES: usize = 128 * 1024;
@@ -21,6 +21,9 @@ pub enum Request {
     /// Puts a disk on the bus. Each segment's `Fd(n)` is the n-th descriptor of the packet; paths are refused. The guest
     /// finds it when it rescans the bus.
     AddDisk(DiskConfig),
+    /// Puts a network interface on the bus. Each of its taps is the number of a descriptor of the packet, from 0. The guest finds
+    /// it when it rescans the bus.
+    AddNet(NetConfig),
     /// Stops vCPUs and devices; returns when they stand still.
     Pause,
     /// Lets them go on.
@@ -67,6 +70,8 @@ pub struct MachineState {
     pub memory_mib: u32,
     /// Serials of the disks on the bus.
     pub disks: Vec<String>,
+    /// Hardware addresses of the network interfaces on the bus.
+    pub nets: Vec<String>,
     /// From the start of the process to the first entry into the guest, in microseconds; 0 until then.
     pub setup_us: u64,
 }

@@ -1,6 +1,6 @@
 //! How a machine is put together, step by step.
 
-use std::{panic::resume_unwind, sync::Arc, thread};
+use std::{os::fd::OwnedFd, panic::resume_unwind, sync::Arc, thread};
 
 use super::{
     Accesses, Endings, Hardware, Machine, MachineError, ProcessStart, Sources,
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     boot::{acpi, kernel, pvh},
-    config::{ExitReason, VmConfig},
+    config::{ExitReason, NetConfig, VmConfig},
     control::protocol::MachinePhase,
     kvm::{GuestAccess, Host, OnStop, Stop, Vcpu, VcpuThreads, Vm},
     memory::{self, GuestRam, layout::RamRanges},
@@ -47,7 +47,9 @@ pub fn build(config: VmConfig, mut sources: Sources, started: ProcessStart) -> R
     })?;
     hardware.vcpus.prepare_boot(start.entry, start.info)?;
 
+    let addresses = config.nets.iter().map(NetConfig::hardware_address);
     Ok(Machine {
+        nets: addresses.collect::<Result<_, _>>()?,
         disks: config.disks.iter().map(|disk| disk.serial.clone()).collect(),
         config,
         hardware,
@@ -159,8 +161,7 @@ fn populate(
         place(&mut bus, "vsock".to_owned(), Box::new(device), vm, ram)?;
     }
     for (index, (net, taps)) in config.nets.iter().zip(files.taps).enumerate() {
-        let device = Net::new(taps, net.hardware_address()?, net.mtu)?;
-        place(&mut bus, format!("net {index}"), Box::new(device), vm, ram)?;
+        place_net(&mut bus, index, net, taps, vm, ram)?;
     }
     for disk in files.disks {
         place_disk(&mut bus, disk, vm, ram)?;
@@ -182,6 +183,19 @@ pub(super) fn place_disk(
         vm,
         ram,
     )
+}
+
+/// Places the machine's `index`-th network interface on the bus.
+pub(super) fn place_net(
+    bus: &mut PciBus,
+    index: usize,
+    net: &NetConfig,
+    taps: Vec<OwnedFd>,
+    vm: &Arc<Vm>,
+    ram: &GuestRam,
+) -> Result<(), MachineError> {
+    let device = Net::new(taps, net.hardware_address()?, net.mtu)?;
+    place(bus, format!("net {index}"), Box::new(device), vm, ram)
 }
 
 /// Places a virtio device on the bus.

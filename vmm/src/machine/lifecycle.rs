@@ -1,10 +1,10 @@
 //! What can be done with a machine once it is built.
 
-use std::{fs::File, process};
+use std::process;
 
-use super::{Attachments, Machine, MachineError, build::place_disk, files::open_disk};
+use super::{Machine, MachineError};
 use crate::{
-    config::{DiskConfig, ExitReport, FileSource},
+    config::{ExitReport, hardware_address_text},
     control::protocol::{MachinePhase, MachineState},
     memory::GuestRam,
     snapshot::{MachineSnapshot, SNAPSHOT_VERSION},
@@ -37,46 +37,6 @@ impl Machine {
         Ok(())
     }
 
-    /// Puts a disk on the bus; the guest finds it when it scans again. The `n`-th of `attachments` is what the disk's
-    /// segments call `Fd(n)`.
-    ///
-    /// # Errors
-    ///
-    /// [`MachineError`] for a serial in use, a full bus, or files that do not make a disk. Nothing is changed then.
-    pub fn add_disk(&mut self, disk: &DiskConfig, attachments: Attachments) -> Result<(), MachineError> {
-        disk.check()?;
-        if self.disks.contains(&disk.serial) {
-            return Err(MachineError::SerialInUse(disk.serial.clone()));
-        }
-        self.hardware.accesses.bus().next_address()?;
-        let mut attachments: Vec<Option<File>> = attachments
-            .into_iter()
-            .map(|descriptor| Some(descriptor.into()))
-            .collect();
-        let open = open_disk(disk, |source| {
-            let missing = |reason| MachineError::Attachment {
-                serial: disk.serial.clone(),
-                segment: source.to_string(),
-                reason,
-            };
-            let FileSource::Fd(number) = source else {
-                return Err(missing("a running machine opens no paths, send a descriptor"));
-            };
-            usize::try_from(*number)
-                .ok()
-                .and_then(|number| attachments.get_mut(number)?.take())
-                .ok_or_else(|| missing("there is no such descriptor, or another segment has it"))
-        })?;
-        place_disk(
-            &mut self.hardware.accesses.bus(),
-            open,
-            &self.hardware.vm,
-            &self.ram,
-        )?;
-        self.disks.push(disk.serial.clone());
-        Ok(())
-    }
-
     /// How the machine is.
     pub fn state(&self) -> MachineState {
         let setup = self
@@ -91,6 +51,7 @@ impl Machine {
             vcpus: self.config.vcpus,
             memory_mib: self.config.memory_mib,
             disks: self.disks.clone(),
+            nets: self.nets.iter().copied().map(hardware_address_text).collect(),
             setup_us: u64::try_from(setup).unwrap_or(u64::MAX),
         }
     }

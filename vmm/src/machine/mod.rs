@@ -4,6 +4,7 @@ mod access;
 mod build;
 mod ending;
 mod files;
+mod hot_plug;
 mod inherited;
 mod lifecycle;
 mod run;
@@ -63,19 +64,20 @@ pub enum MachineError {
     /// A disk is none.
     #[error(transparent)]
     Disk(#[from] BlockError),
-    /// A file for a request is missing.
-    #[error("segment {segment} of disk {serial} is to come with the request: {reason}")]
+    /// A descriptor for a request is missing.
+    #[error("{what} is to come with the request: {reason}")]
     Attachment {
-        /// Of the disk.
-        serial: String,
-        /// Which segment.
-        segment: String,
+        /// What needs it.
+        what: String,
         /// What is wrong.
         reason: &'static str,
     },
     /// A second disk of the same serial.
     #[error("a disk of serial {0} is on the bus already")]
     SerialInUse(String),
+    /// A second network interface of the same hardware address.
+    #[error("a network interface with the hardware address {0} is on the bus already")]
+    MacInUse(String),
     /// No place on the bus.
     #[error(transparent)]
     BusFull(#[from] BusFull),
@@ -131,6 +133,8 @@ pub struct Machine {
     phase: MachinePhase,
     /// Serials of the disks on the bus, in order.
     disks: Vec<String>,
+    /// Hardware addresses of the network interfaces on the bus, in order.
+    nets: Vec<[u8; 6]>,
     started: ProcessStart,
 }
 

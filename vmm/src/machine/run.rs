@@ -84,6 +84,7 @@ pub fn run(mut machine: Machine, signals: &EndSignals) -> Result<ExitReport, Mac
 fn serve(machine: &mut Machine, request: Request, attachments: Attachments) -> Response {
     let done = match request {
         Request::AddDisk(disk) => machine.add_disk(&disk, attachments),
+        Request::AddNet(net) => machine.add_net(&net, attachments),
         Request::Pause => {
             machine.pause();
             Ok(())

@@ -150,6 +150,29 @@ fn disks_are_added_until_the_bus_is_full_and_bad_ones_are_refused() {
 
 #[test]
 #[ignore = "needs /dev/kvm: run by hack/test in the node"]
+fn a_network_interface_that_is_none_is_refused() {
+    let mut running = Machine::bare(&Code::new().idle()).start();
+    let client = running.client();
+    let file = fs::File::open("/dev/null").unwrap();
+    let add = |mac: &str, mtu, taps: &[_]| client.add_net(mac.to_owned(), mtu, taps);
+    for (outcome, complaint) in [
+        (
+            add("01:00:5e:00:00:01", 1500, &[file.as_fd()]),
+            "01:00:5e:00:00:01",
+        ),
+        (add("02:00:00:00:00:01", 1500, &[]), "taps"),
+        (add("02:00:00:00:00:01", 1500, &[file.as_fd()]), "tap"),
+    ] {
+        let Err(ControlError::Refused(message)) = outcome else {
+            panic!("{complaint} was taken: {outcome:?}");
+        };
+        assert!(message.contains(complaint), "{message}");
+    }
+    assert_eq!(client.state().unwrap().nets, Vec::<String>::new());
+}
+
+#[test]
+#[ignore = "needs /dev/kvm: run by hack/test in the node"]
 fn a_guest_that_writes_anything_anywhere_on_the_bus_ends_only_itself() {
     // ECX: a xorshift generator. EDI: an address in the first six devices' configuration space, or in the BAR of device 2
     // once it was moved below 4 GiB. Word writes and reads of both.

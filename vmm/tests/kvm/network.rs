@@ -9,7 +9,7 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     process::Command,
     thread,
     time::Duration,
@@ -25,6 +25,15 @@ const BYTES: usize = 4 << 20;
 
 /// Longest silence of the other end: an emulated host is slow and may be busy.
 const PATIENCE: Duration = Duration::from_mins(2);
+
+/// What a guest does first, to which an interface is added while it runs.
+const LOOK_FOR_ADDED: &str = "
+say ready
+until [ -e /sys/class/net/eth0 ]; do
+    echo 1 > /sys/bus/pci/rescan
+    sleep 0.2
+done
+";
 
 /// The guest's part: it gets two addresses, sends to the host from both, and then sends back whatever it gets.
 const GUEST: &str = "
@@ -42,6 +51,31 @@ busybox nc -ll -p 7 -e cat
 #[test]
 #[ignore = "needs /dev/kvm: run by hack/test in the node"]
 fn a_guest_and_its_host_exchange_megabytes_over_a_tap() {
+    exchange_megabytes(|tap| {
+        let mut machine = linux::machine(GUEST);
+        machine.config["nets"] =
+            json!([{"taps": [tap.as_raw_fd()], "mac": "02:00:00:00:00:07", "mtu": 1500}]);
+        machine.start()
+    });
+}
+
+#[test]
+#[ignore = "needs /dev/kvm: run by hack/test in the node"]
+fn a_guest_uses_an_interface_that_is_added_while_it_runs() {
+    exchange_megabytes(|tap| {
+        let mut running = linux::machine(&format!("{LOOK_FOR_ADDED}{GUEST}")).start();
+        running.wait_for_console("ready");
+        let client = running.client();
+        let mac = "02:00:00:00:00:08".to_owned();
+        client.add_net(mac.clone(), 1500, &[tap.as_fd()]).unwrap();
+        assert_eq!(client.state().unwrap().nets, [mac]);
+        running
+    });
+}
+
+/// Has a guest exchange megabytes with its host, in both directions and both families. `start` starts it with an interface on
+/// the tap it is given.
+fn exchange_megabytes(start: impl FnOnce(&OwnedFd) -> Running + Send + 'static) {
     // The namespace is that of a thread, and of what it starts.
     thread::spawn(|| {
         // SAFETY: it changes the network namespace of this thread only, which ends with the test.
@@ -56,10 +90,7 @@ fn a_guest_and_its_host_exchange_megabytes_over_a_tap() {
             run("ip", arguments);
         }
         let listener = TcpListener::bind("[::]:9").unwrap();
-        let mut machine = linux::machine(GUEST);
-        machine.config["nets"] =
-            json!([{"taps": [tap.as_raw_fd()], "mac": "02:00:00:00:00:07", "mtu": 1500}]);
-        let mut running = machine.start();
+        let mut running = start(&tap);
         drop(tap);
         for _ in ["10.77.0.2", "fd77::2"] {
             receive(&mut running, &listener);
