@@ -5,6 +5,7 @@ pub mod doorbell;
 pub mod log;
 pub mod mounts;
 pub mod offload;
+pub mod pci;
 pub mod poweroff;
 pub mod reaper;
 pub mod uevents;

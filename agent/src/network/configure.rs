@@ -13,6 +13,7 @@ use super::{
     netlink::Netlink,
     rtnetlink::{self, Link, LinkChange, Route},
 };
+use crate::init::{pci, reaper::Reaper};
 
 /// Longest name of an interface, in bytes (IFNAMSIZ less the closing zero).
 const NAME_BYTES: usize = 15;
@@ -39,6 +40,9 @@ pub enum NetworkError {
         /// As given.
         scope: u32,
     },
+    /// The bus cannot be looked at.
+    #[error("cannot look for network devices that were attached to the machine")]
+    Look(#[source] io::Error),
     /// No such device.
     #[error("there is no network device with address {0}; attach it to the machine first")]
     NoDevice(Mac),
@@ -82,10 +86,15 @@ pub fn bring_loopback_up() -> io::Result<()> {
     Ok(())
 }
 
-/// Applies `request`: addresses, routes and neighbours that are there and not in it are removed.
-pub fn configure(request: &ConfigureNetworkRequest) -> Result<(), NetworkError> {
+/// Applies `request`: addresses, routes and neighbours that are there and not in it are removed. Devices that are not there yet
+/// are looked for on the bus.
+pub async fn configure(request: &ConfigureNetworkRequest, reaper: &Reaper) -> Result<(), NetworkError> {
     let interfaces = parse_interfaces(request)?;
     let mut netlink = Netlink::open().map_err(kernel("open a netlink socket"))?;
+    let links = rtnetlink::links(&mut netlink).map_err(kernel("list the network interfaces"))?;
+    if interfaces.iter().any(|wanted| find(wanted, &links).is_none()) {
+        pci::rescan(reaper).await.map_err(NetworkError::Look)?;
+    }
     let mut indices: HashMap<String, u32> = HashMap::new();
     for interface in &interfaces {
         let links = rtnetlink::links(&mut netlink).map_err(kernel("list the network interfaces"))?;

@@ -134,7 +134,9 @@ impl Agent for AgentService {
         &self,
         request: Request<agent::ConfigureNetworkRequest>,
     ) -> Answer<agent::ConfigureNetworkResponse> {
-        configure::configure(&checked(request)?).map_err(|error| error.status())?;
+        configure::configure(&checked(request)?, &self.engine.reaper)
+            .await
+            .map_err(|error| error.status())?;
         Ok(Response::new(agent::ConfigureNetworkResponse {}))
     }
 

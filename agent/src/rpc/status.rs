@@ -95,7 +95,7 @@ impl Coded for NetworkError {
                 Code::InvalidArgument
             }
             Self::NoDevice(_) | Self::NoInterface { .. } => Code::NotFound,
-            Self::Kernel { .. } => Code::Internal,
+            Self::Look(_) | Self::Kernel { .. } => Code::Internal,
         }
     }
 }

@@ -8,13 +8,10 @@ use std::{
 
 use tokio::time::timeout;
 
-use crate::init::{offload::offload, reaper::Reaper, uevents::Uevents};
+use crate::init::{pci, reaper::Reaper, uevents::Uevents};
 
 /// The kernel's list of disks.
 const DISKS: &str = "/sys/block";
-
-/// Written to, makes the kernel look for devices that were put on the bus.
-const RESCAN: &str = "/sys/bus/pci/rescan";
 
 /// How long a disk may take to appear after the rescan, which finds it synchronously but for slow partitions.
 const APPEARANCE: Duration = Duration::from_secs(10);
@@ -78,13 +75,7 @@ pub async fn find(part: &DiskPart, reaper: &Reaper) -> Result<PathBuf, DiskError
     }
     // Before the rescan, so that no announcement is missed.
     let uevents = Uevents::listen().map_err(look_error)?;
-    // The kernel sets every new device up and reads its partition table before the write is done.
-    let rescanned = offload(reaper, || fs::write(RESCAN, "1").map(|()| Vec::new())).await;
-    if let Err(error) = rescanned
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        return Err(look_error(error));
-    }
+    pci::rescan(reaper).await.map_err(look_error)?;
     let appearance = async {
         loop {
             if let Some(node) = look(Path::new(DISKS), part)? {
