@@ -27,7 +27,6 @@ pub use guest::{GuestInterface, GuestNeighbor, GuestRoute, MacAddress, MacError}
 pub use host_ports::{PortMapping, Protocol};
 pub use pod_network::{Attached, Attachment, PodNetwork};
 pub use prefix::{IpPrefix, PrefixError};
-pub use tap::Tap;
 
 /// What another thread left when it panicked is still whole: nothing is changed in two steps.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

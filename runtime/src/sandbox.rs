@@ -4,6 +4,7 @@
 //! [`machine::Machine`] is there while it is ready.
 
 pub mod agent;
+mod boot;
 mod cgroup;
 mod console;
 mod doorbell;

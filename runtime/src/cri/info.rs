@@ -134,12 +134,13 @@ fn startup(times: &StartupTimes) -> Value {
     let ms = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
     json!({
         "recordMs": ms(times.record),
-        "resourcesMs": ms(times.resources),
         "networkMs": ms(times.network),
+        "resourcesMs": ms(times.resources),
         "spawnMs": ms(times.spawn),
         "bootMs": ms(times.boot),
         "guestKernelMs": ms(times.guest_kernel),
         "guestAgentMs": ms(times.guest_agent),
+        "networkWaitMs": ms(times.network_wait),
         "configureMs": ms(times.configure),
         "totalMs": ms(times.total),
     })

@@ -19,7 +19,7 @@ use super::{
     prefix::IpPrefix,
     redirect,
     survey::{self, Link},
-    tap::{self, NAME_PREFIX, Tap},
+    tap::{self, NAME_PREFIX},
 };
 
 /// A hardware address of Ethernet. Written such as "02:00:00:00:00:01".
@@ -68,7 +68,7 @@ pub struct GuestInterface {
     /// Its addresses. One whose network has no route of the kernel's own has its full length, so that the guest's kernel makes
     /// none either.
     pub addresses: Vec<IpPrefix>,
-    /// The tap's queues, as [`Tap::queues`] has them. None where the tap was there before.
+    /// The tap's open queues, one for each queue pair of the machine's device: IFF_TAP, IFF_NO_PI and IFF_VNET_HDR are set.
     pub taps: Vec<OwnedFd>,
 }
 
@@ -112,36 +112,16 @@ pub(crate) struct GuestNetwork {
     pub(crate) neighbors: Vec<GuestNeighbor>,
 }
 
-/// Makes a tap in the namespace at `namespace` before CNI is run there, for the first interface that will come. Blocking.
-///
-/// # Errors
-///
-/// [`NetworkError::Namespace`].
-pub(crate) fn prepare(namespace: &Path, queue_pairs: u8) -> Result<Tap, NetworkError> {
-    let name = format!("{NAME_PREFIX}0");
-    namespace::enter(namespace, || tap::create(&name, queue_pairs))
-        .and_then(|made| made)
-        .map_err(failed(namespace, format!("make the tap {name}")))
-}
-
 /// Joins taps of `queue_pairs` queues to the interfaces in the namespace at `namespace`, and tells what the guest must have:
-/// those with `names`, which must be there, and then others that are up and have addresses. The first is joined to the tap
-/// `prepared`, if there is one. Blocking.
+/// those with `names`, which must be there, and then others that are up and have addresses. Blocking.
 ///
 /// # Errors
 ///
 /// [`NetworkError`], when an interface is not there or cannot be joined, when something cannot be carried over, or what the
 /// kernel says. Taps are gone then.
-pub(crate) fn join(
-    namespace: &Path,
-    names: &[&str],
-    queue_pairs: u8,
-    prepared: Option<&str>,
-) -> Result<GuestNetwork, NetworkError> {
-    namespace::enter(namespace, || {
-        Joiner::open(namespace)?.join(names, queue_pairs, prepared)
-    })
-    .map_err(failed(namespace, "enter"))?
+pub(crate) fn join(namespace: &Path, names: &[&str], queue_pairs: u8) -> Result<GuestNetwork, NetworkError> {
+    namespace::enter(namespace, || Joiner::open(namespace)?.join(names, queue_pairs))
+        .map_err(failed(namespace, "enter"))?
 }
 
 fn failed<T: Into<String>>(namespace: &Path, action: T) -> impl FnOnce(io::Error) -> NetworkError + use<T> {
@@ -164,26 +144,15 @@ impl<'a> Joiner<'a> {
         Ok(Self { namespace, netlink })
     }
 
-    fn join(
-        mut self,
-        names: &[&str],
-        queue_pairs: u8,
-        prepared: Option<&str>,
-    ) -> Result<GuestNetwork, NetworkError> {
+    fn join(mut self, names: &[&str], queue_pairs: u8) -> Result<GuestNetwork, NetworkError> {
         let chosen = self.choose(names)?;
         let mut network = GuestNetwork::default();
         for (index, link) in chosen.iter().enumerate() {
             refuse(link)?;
-            let taps = if let Some(name) = prepared.filter(|_| index == 0) {
-                self.attach(link, name)?;
-                Vec::new()
-            } else {
-                let name = format!("{NAME_PREFIX}{index}");
-                let tap =
-                    tap::create(&name, queue_pairs).map_err(self.failed(format!("make the tap {name}")))?;
-                self.attach(link, &name)?;
-                tap.queues
-            };
+            let name = format!("{NAME_PREFIX}{index}");
+            let taps =
+                tap::create(&name, queue_pairs).map_err(self.failed(format!("make the tap {name}")))?;
+            self.attach(link, &name)?;
             network.interfaces.push(GuestInterface {
                 name: link.name.clone(),
                 mac: link.mac,

@@ -29,11 +29,10 @@ use super::{
     },
     config::NetworkConfig,
     error::NetworkError,
-    guest::{self, GuestInterface, GuestNeighbor, GuestRoute, MacAddress},
+    guest::{GuestInterface, GuestNeighbor, GuestRoute, MacAddress},
     host_ports::{HostPorts, PortMapping},
     locked,
     prefix::IpPrefix,
-    tap::Tap,
 };
 
 /// The network that pods are attached to.
@@ -70,8 +69,6 @@ pub struct Attachment {
     pub cgroup_parent: Option<String>,
     /// Its own name servers, where it has them.
     pub dns: Option<Dns>,
-    /// The name of the tap that [`PodNetwork::prepare_tap`] has made for its first interface.
-    pub tap: Option<String>,
 }
 
 /// What a pod has been given.
@@ -184,17 +181,6 @@ impl PodNetwork {
             Ok(_) => state.status.clone(),
             Err(reason) => Err(reason.clone()),
         }
-    }
-
-    /// Makes a tap with `queue_pairs` queues in the namespace at `namespace_path`, so that a machine can be started with it
-    /// while CNI is run. [`Attachment::tap`] is its name then.
-    ///
-    /// # Errors
-    ///
-    /// [`NetworkError::Namespace`].
-    pub async fn prepare_tap(&self, namespace_path: &Path, queue_pairs: u8) -> Result<Tap, NetworkError> {
-        let namespace = namespace_path.to_owned();
-        blocking(move || guest::prepare(&namespace, queue_pairs)).await
     }
 
     /// Attaches a pod: runs ADD, and joins a tap to each interface. What has been done is undone when something fails. Goes on to

@@ -16,21 +16,13 @@ const MOST_QUEUES: u8 = 255;
 /// Beginning of the names of taps. No plugin makes an interface with such a name.
 pub(crate) const NAME_PREFIX: &str = "bulktap";
 
-/// A tap. It is there until all of its queues are closed.
-#[derive(Debug)]
-pub struct Tap {
-    /// Its name in the pod's network namespace.
-    pub name: String,
-    /// Open queues, one for each queue pair of the machine's device: IFF_TAP, IFF_NO_PI and IFF_VNET_HDR are set.
-    pub queues: Vec<OwnedFd>,
-}
-
-/// Makes a tap in the calling thread's network namespace. It speaks no IPv6 itself, and is not up.
+/// Makes a tap in the calling thread's network namespace. It speaks no IPv6 itself, and is not up. Gives its open queues, one
+/// for each queue pair of the machine's device (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR); it is there until all of them are closed.
 ///
 /// # Errors
 ///
 /// What the kernel says, such as that there is one of that name.
-pub(crate) fn create(name: &str, queue_pairs: u8) -> io::Result<Tap> {
+pub(crate) fn create(name: &str, queue_pairs: u8) -> io::Result<Vec<OwnedFd>> {
     let queue_pairs = queue_pairs.clamp(1, MOST_QUEUES);
     let mut queues = Vec::new();
     for index in 0..queue_pairs {
@@ -41,10 +33,7 @@ pub(crate) fn create(name: &str, queue_pairs: u8) -> io::Result<Tap> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    Ok(Tap {
-        name: name.to_owned(),
-        queues,
-    })
+    Ok(queues)
 }
 
 fn open_queue(name: &str, several: bool, first: bool) -> io::Result<OwnedFd> {
@@ -107,20 +96,20 @@ mod tests {
                 let devices = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
                 devices.contains("bulktap7:")
             };
-            let mut tap = create("bulktap7", 2).unwrap();
-            assert_eq!(tap.queues.len(), 2);
+            let mut queues = create("bulktap7", 2).unwrap();
+            assert_eq!(queues.len(), 2);
             let error = create("bulktap7", 2).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::EBUSY), "{error}");
-            tap.queues.pop();
+            queues.pop();
             assert!(there());
-            drop(tap);
+            drop(queues);
             // A process that another test is just starting has it until it has become another program.
             let start = Instant::now();
             while there() {
                 assert!(start.elapsed() < Duration::from_secs(10));
                 thread::sleep(Duration::from_millis(10));
             }
-            assert_eq!(create("bulktap7", 1).unwrap().queues.len(), 1);
+            assert_eq!(create("bulktap7", 1).unwrap().len(), 1);
             assert!(create("bulktap0123456789", 1).is_err());
         })
         .unwrap();

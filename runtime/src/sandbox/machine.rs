@@ -31,6 +31,7 @@ use super::{
     paths::{PodPaths, SocketPath},
     process::{Process, ProcessIdentity},
 };
+use crate::network::GuestInterface;
 
 pub use end::MachineEnd;
 pub use launch::MachinePlan;
@@ -259,6 +260,21 @@ impl Machine {
                 .map(|(file, length)| (file.as_fd(), *length))
                 .collect();
             client.add_disk(&serial, DiskAccess::ReadOnly, &segments)
+        })
+        .await
+    }
+
+    /// Puts a network interface on the bus.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError`].
+    pub async fn add_net(&self, interface: GuestInterface) -> Result<(), ControlError> {
+        self.control(move |client| {
+            // No interface of Linux has packets of more, and the guest takes its own from the agent.
+            let mtu = u16::try_from(interface.mtu).unwrap_or(u16::MAX);
+            let taps: Vec<_> = interface.taps.iter().map(AsFd::as_fd).collect();
+            client.add_net(interface.mac.to_string(), mtu, &taps)
         })
         .await
     }

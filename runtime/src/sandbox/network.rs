@@ -15,7 +15,7 @@ use crate::{
 /// What the pod has of the network. Nothing, where the configuration gives pods none but loopback.
 #[derive(Debug, Default)]
 pub(super) struct Joined {
-    /// The machine's devices.
+    /// The devices that the machine is to get.
     pub(super) interfaces: Vec<GuestInterface>,
     /// What the agent is told, so that they are what CNI has made.
     pub(super) request: ConfigureNetworkRequest,
@@ -51,7 +51,6 @@ pub(super) async fn attach(daemon: &Daemon, pod: &Pod) -> Result<Joined, PodErro
             options: dns.options.clone(),
             ..Dns::default()
         }),
-        tap: None,
     };
     let attached = network
         .attach(&attachment)

@@ -14,10 +14,10 @@ use bulkhead_proto::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    cgroup,
+    boot, cgroup,
     error::PodError,
     guest_files,
-    machine::{Machine, MachineError, MachinePlan, SCRATCH_SERIAL, make_directories},
+    machine::{Machine, MachineError, SCRATCH_SERIAL, make_directories},
     network::{self, Joined},
     pod::Pod,
     rollback::Rollback,
@@ -35,10 +35,10 @@ use crate::{
 pub struct StartupTimes {
     /// Writing the intent down.
     pub record: Duration,
-    /// Network, control group and scratch disk, which are made side by side.
-    pub resources: Duration,
-    /// Of that, joining the network in the pod's namespace.
+    /// Joining the network in the pod's namespace: beside the next three.
     pub network: Duration,
+    /// Control group and scratch disk.
+    pub resources: Duration,
     /// From there until the VMM's process was started.
     pub spawn: Duration,
     /// From there until the agent said hello.
@@ -47,7 +47,9 @@ pub struct StartupTimes {
     pub guest_kernel: Duration,
     /// Of the boot, what the agent took until it said hello.
     pub guest_agent: Duration,
-    /// Telling the agent of the pod.
+    /// From there until the network was joined as well.
+    pub network_wait: Duration,
+    /// Giving the machine its interfaces, and telling the agent of the pod.
     pub configure: Duration,
     /// All of it.
     pub total: Duration,
@@ -131,11 +133,6 @@ async fn make(
 ) -> Result<(Arc<Machine>, StartupTimes), PodError> {
     let mut times = StartupTimes::default();
     let mut lap = Lap::start();
-    let machine_error = |source| PodError::Machine {
-        id: pod.id.clone(),
-        source,
-    };
-
     let (store, id) = (daemon.store.clone(), pod.id.clone());
     rollback.add("record in the durable state", async move {
         store.remove_pod(id, Vec::new()).await
@@ -145,7 +142,10 @@ async fn make(
 
     let paths = pod.paths.clone();
     rollback.add("files", blocking(move || stop::remove_files(&paths)));
-    make_directories(&pod.paths).map_err(machine_error)?;
+    make_directories(&pod.paths).map_err(|source| PodError::Machine {
+        id: pod.id.clone(),
+        source,
+    })?;
     write_note(&pod.paths.cgroup_note(), &pod.cgroup).map_err(|source| PodError::Host {
         id: pod.id.clone(),
         action: "note the pod's control group".to_owned(),
@@ -160,46 +160,38 @@ async fn make(
     rollback.add("place in the network", async move {
         network::detach(&to_leave, &id).await
     });
-    let (host, cgroup) = (Arc::clone(&daemon.host), pod.cgroup.clone());
-    rollback.add("control group", blocking(move || host.remove_cgroup(&cgroup)));
-    let (outcome, cgroup, scratch) = tokio::join!(
-        join_network(daemon, pod),
-        make_cgroup(daemon, pod),
-        make_scratch(daemon, pod)
-    );
-    scratch?;
-    let cgroup = cgroup?;
-    let joined;
-    (joined, times.network) = outcome?;
-    times.resources = lap.end();
+
+    // Nobody needs a machine without its place in the network.
+    let give_up = cancelled.child_token();
+    let joining = async {
+        let joined = join_network(daemon, pod).await;
+        if joined.is_err() {
+            give_up.cancel();
+        }
+        joined
+    };
+    let (joined, booted) = tokio::join!(joining, boot::boot(daemon, pod, &give_up, rollback, &mut times));
+    let both = lap.end();
+    // What is wrong with the network is the cause, where both failed.
+    let (joined, network) = joined?;
+    let (machine, hello) = booted?;
+    times.network = network;
+    times.network_wait = both.saturating_sub(times.resources + times.spawn + times.boot);
+
     let Joined {
         interfaces,
         request,
         addresses,
     } = joined;
-
-    let plan = MachinePlan {
-        name: pod.id.clone(),
-        paths: pod.paths.clone(),
-        size: pod.size,
-        defaults: daemon.config.vm.clone(),
-        cgroup,
-        interfaces,
-        timeout: daemon.config.timeouts.agent(),
-    };
-    let machine = Arc::new(Machine::start(plan).await.map_err(machine_error)?);
-    let to_kill = Arc::clone(&machine);
-    rollback.add("virtual machine", async move { to_kill.kill().await });
-    times.spawn = lap.end();
-
-    let hello = tokio::select! {
-        hello = machine.wait_for_agent(daemon.config.timeouts.boot()) => hello.map_err(machine_error)?,
-        () = cancelled.cancelled() => return Err(PodError::Cancelled { id: pod.id.clone() }),
-    };
-    times.boot = lap.end();
-    times.guest_kernel = Duration::from_nanos(hello.agent_started_ns);
-    times.guest_agent = Duration::from_nanos(hello.ready_ns.saturating_sub(hello.agent_started_ns));
-
+    for interface in interfaces {
+        machine
+            .add_net(interface)
+            .await
+            .map_err(|source| PodError::Machine {
+                id: pod.id.clone(),
+                source: source.into(),
+            })?;
+    }
     configure(pod, &machine, request, &addresses).await?;
     times.configure = lap.end();
 
@@ -231,28 +223,6 @@ async fn make_namespace(daemon: &Arc<Daemon>, pod: &Pod) -> Result<(), PodError>
         .map_err(|source| PodError::Host {
             id: pod.id.clone(),
             action: format!("make the network namespace {}", pod.paths.namespace.display()),
-            source,
-        })
-}
-
-async fn make_cgroup(daemon: &Arc<Daemon>, pod: &Pod) -> Result<Option<std::fs::File>, PodError> {
-    let (host, path) = (Arc::clone(&daemon.host), pod.cgroup.clone());
-    blocking(move || host.create_cgroup(&path))
-        .await
-        .map_err(|source| PodError::Host {
-            id: pod.id.clone(),
-            action: format!("make the control group {}", pod.cgroup),
-            source,
-        })
-}
-
-async fn make_scratch(daemon: &Arc<Daemon>, pod: &Pod) -> Result<(), PodError> {
-    let (templates, mib, path) = (daemon.scratch.clone(), pod.size.scratch_mib, pod.paths.scratch());
-    let copied = tokio::task::spawn_blocking(move || templates.copy(mib, &path)).await;
-    copied
-        .map_err(|_| PodError::Interrupted)?
-        .map_err(|source| PodError::Scratch {
-            id: pod.id.clone(),
             source,
         })
 }
@@ -330,14 +300,16 @@ pub(super) async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|panic| Err(io::Error::other(panic)))
 }
 
-struct Lap(Instant);
+/// A stopwatch.
+pub(super) struct Lap(Instant);
 
 impl Lap {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         Self(Instant::now())
     }
 
-    fn end(&mut self) -> Duration {
+    /// The time since the start or the last call.
+    pub(super) fn end(&mut self) -> Duration {
         let now = Instant::now();
         let lap = now.duration_since(self.0);
         self.0 = now;

@@ -85,11 +85,11 @@ impl Inner {
             .filter(|interface| !interface.sandbox.is_empty())
             .map(|interface| interface.name.clone())
             .collect();
-        let (namespace, prepared) = (pod.namespace_path.clone(), pod.tap.clone());
+        let namespace = pod.namespace_path.clone();
         let queue_pairs = pod.queue_pairs.max(1);
         let joined = blocking(move || {
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            guest::join(&namespace, &names, queue_pairs, prepared.as_deref())
+            guest::join(&namespace, &names, queue_pairs)
         });
         let (written, joined) = tokio::join!(self.put(entry), joined);
         written?;

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
+        fd::{AsRawFd, OwnedFd},
         unix::{
             fs::{DirBuilderExt, OpenOptionsExt},
             net::UnixListener,
@@ -16,14 +16,13 @@ use std::{
 };
 
 use bulkhead_vmm::config::{
-    ConsoleConfig, DiskAccess, DiskConfig, FileSource, NetConfig, SegmentConfig, VmConfig, VsockConfig,
+    ConsoleConfig, DiskAccess, DiskConfig, FileSource, SegmentConfig, VmConfig, VsockConfig,
 };
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 
 use super::{MachineError, SCRATCH_SERIAL};
 use crate::{
     config::VmDefaults,
-    network::GuestInterface,
     sandbox::{
         paths::{PodPaths, SocketPath},
         size::MachineSize,
@@ -47,8 +46,6 @@ pub struct MachinePlan {
     pub defaults: VmDefaults,
     /// `cgroup.procs` of its control group.
     pub cgroup: Option<File>,
-    /// Its network interfaces, with open taps.
-    pub interfaces: Vec<GuestInterface>,
     /// For each request to it or its agent.
     pub timeout: Duration,
 }
@@ -73,7 +70,6 @@ pub(super) fn launch(plan: MachinePlan) -> Result<Child, MachineError> {
         size,
         defaults,
         cgroup,
-        interfaces,
         timeout: _,
     } = plan;
     let mut handed = HandedOver::default();
@@ -105,10 +101,8 @@ pub(super) fn launch(plan: MachinePlan) -> Result<Child, MachineError> {
                 length: None,
             }],
         }],
-        nets: interfaces
-            .into_iter()
-            .map(|interface| handed.interface(interface))
-            .collect(),
+        // They come when it runs: CNI is run while it boots.
+        nets: Vec::new(),
         vsock: Some(VsockConfig {
             cid: GUEST_CID,
             socket: handed.over(listen_for_streams(&paths.vsock())?),
@@ -139,22 +133,10 @@ struct HandedOver {
 
 impl HandedOver {
     fn over(&mut self, file: impl Into<OwnedFd>) -> FileSource {
-        FileSource::Fd(self.number(file.into()))
-    }
-
-    fn interface(&mut self, interface: GuestInterface) -> NetConfig {
-        NetConfig {
-            mac: interface.mac.to_string(),
-            // No interface of Linux has packets of more, and the guest takes its own from the agent.
-            mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX),
-            taps: interface.taps.into_iter().map(|tap| self.number(tap)).collect(),
-        }
-    }
-
-    fn number(&mut self, descriptor: OwnedFd) -> RawFd {
+        let descriptor = file.into();
         let number = descriptor.as_raw_fd();
         self.descriptors.push(descriptor);
-        number
+        FileSource::Fd(number)
     }
 }
 

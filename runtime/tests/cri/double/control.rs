@@ -1,4 +1,4 @@
-//! The control socket: disks are taken and listed, nothing is done with them.
+//! The control socket: disks and network interfaces are taken and listed, nothing is done with them.
 
 use std::{
     io::IoSliceMut,
@@ -27,6 +27,7 @@ pub fn serve(listener: OwnedFd, config: &VmConfig, machine: Arc<Machine>) {
         vcpus: config.vcpus,
         memory_mib: config.memory_mib,
         disks: config.disks.iter().map(|disk| disk.serial.clone()).collect(),
+        nets: config.nets.iter().map(|net| net.mac.clone()).collect(),
         setup_us: 1,
     };
     let state = Arc::new(Mutex::new(state));
@@ -63,6 +64,10 @@ fn answer(client: &OwnedFd, state: &Mutex<MachineState>, machine: &Machine) -> O
                 state.disks.push(disk.serial);
                 Response::Done
             }
+        }
+        Request::AddNet(net) => {
+            state.lock().unwrap().nets.push(net.mac);
+            Response::Done
         }
         Request::State => Response::State(state.lock().unwrap().clone()),
         Request::Quit => machine.end(ExitReason::Quit, "The owner asked for it."),

@@ -22,13 +22,14 @@ use crate::figure::{Figure, in_seconds};
 const SAMPLES: usize = 10;
 
 /// The phases of RunPodSandbox in the verbose status of a pod, in their order, and what they are.
-const PHASES: [(&str, &str); 6] = [
+const PHASES: [(&str, &str); 7] = [
     ("recordMs", "intent to the store"),
-    ("resourcesMs", "network, control group, scratch disk"),
-    ("networkMs", "of that, CNI and the taps"),
+    ("networkMs", "CNI and the taps, beside the next three"),
+    ("resourcesMs", "control group, scratch disk"),
     ("spawnMs", "starting the VMM"),
     ("bootMs", "boot, until the agent's hello"),
-    ("configureMs", "telling the agent of the pod"),
+    ("networkWaitMs", "waiting for CNI after the boot"),
+    ("configureMs", "plugging the interfaces, telling the agent"),
 ];
 
 /// What the boot consists of.
