@@ -13,6 +13,7 @@
 mod container;
 mod cri;
 mod crictl;
+mod critest;
 mod daemon;
 mod environment;
 mod images;
@@ -27,6 +28,7 @@ mod wait;
 pub use container::{Container, ContainerSpec, ExecOutput, create_arguments};
 pub use cri::{Cri, assert_refused};
 pub use crictl::{Crictl, Output};
+pub use critest::critest;
 pub use daemon::{Daemon, DaemonOptions};
 pub use environment::Environment;
 pub use inventory::Inventory;
