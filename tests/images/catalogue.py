@@ -42,7 +42,8 @@ def images(packages: pathlib.Path, programs: pathlib.Path) -> list[tuple[list[st
         # Ours.
         (["busybox:latest", "library/busybox:latest"], on_busybox("busybox")),
         (["layers:latest"], Image([busybox, *layered_image.layers()], SHELL, "layers")),
-        (["large:latest"], Image([busybox, *large_image.layers()], SHELL, "large")),
+        (["large:latest"], Image([busybox, *large_image.layers(large_image.FEW)], SHELL, "large")),
+        (["eight-layers:latest"], Image([busybox, *large_image.layers(large_image.MANY)], SHELL, "eight layers")),
         (["packing/plain:latest"], on_busybox("plain", packing=registry.PLAIN)),
         (["packing/zstd:latest"], on_busybox("zstd", packing=registry.ZSTD)),
         (["packing/docker:latest"], on_busybox("docker", packing=registry.DOCKER)),

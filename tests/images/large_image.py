@@ -1,4 +1,4 @@
-"""An image of the size of a usual one, to be measured with: some thousand files in three layers, about 110 MiB unpacked.
+"""Images of the size of usual ones, to be measured with: some thousand files in a few layers.
 
 Sizes and contents are drawn like those of a distribution's files: many small texts, fewer programs and libraries, a few
 large ones; together they compress to half. Always the same, for the generator starts from the same seed.
@@ -12,14 +12,24 @@ from layer import directory, file, program, symlink
 KIB = 1024
 MIB = 1024 * KIB
 
-# Upper layers, each with so many directories of so many files.
-LAYERS = (("usr/share/base", 96, 24), ("opt/platform", 64, 24), ("srv/application", 40, 16))
+# Layers to go on top of busybox, each with so many directories of so many files. Unpacked, with busybox, 110 MiB in four layers.
+FEW = (("usr/share/base", 96, 24), ("opt/platform", 64, 24), ("srv/application", 40, 16))
+# And 200 MB in eight.
+MANY = (
+    ("usr/share/base", 96, 24),
+    ("usr/lib/runtime", 72, 24),
+    ("opt/platform", 64, 24),
+    ("opt/tools", 40, 24),
+    ("srv/application", 40, 16),
+    ("srv/assets", 48, 16),
+    ("etc/site", 12, 12),
+)
 
 
-def layers() -> list[list[layer.Entry]]:
+def layers(trees: tuple[tuple[str, int, int], ...]) -> list[list[layer.Entry]]:
     generator = random.Random(20240102)
     contents = Contents(generator)
-    return [list(tree(root, directories, files, generator, contents)) for root, directories, files in LAYERS]
+    return [list(tree(root, directories, files, generator, contents)) for root, directories, files in trees]
 
 
 def tree(root: str, directories: int, files: int, generator: random.Random, contents: "Contents"):
