@@ -1,8 +1,9 @@
 //! Packets from the wire into the guest's buffers.
 //!
-//! A packet is read straight into buffers that hold the largest there can be; how many it takes shows afterwards, and
-//! the rest is put back. Only when the guest has less room than that is a packet read into memory of our own, and kept
-//! until it fits.
+//! How long a packet is shows only when it has been read. So room is made for one as long as the last ones were, and behind
+//! that room lies memory of our own: what ends up there is copied to further buffers. In a stream of large packets that is
+//! nothing, and a small one does not cost the walk through all the buffers that the largest could take. What was not used is
+//! put back; a packet that the guest has no room for is kept until it has.
 
 use std::{collections::VecDeque, io, os::fd::AsFd};
 
@@ -22,6 +23,12 @@ const NUM_BUFFERS: usize = 10;
 /// Ethernet header with a VLAN tag.
 const LINK_BYTES: usize = 14 + 4;
 
+/// Bytes that there is always room made for: an acknowledgement, or a packet of the usual MTU.
+const LEAST_ROOM: usize = 1536;
+
+/// By this part of the difference less room is made after a packet that was shorter than expected.
+const FORGETTING: usize = 8;
+
 /// The receive queue.
 #[derive(Debug)]
 pub struct Receiver {
@@ -30,6 +37,11 @@ pub struct Receiver {
     mergeable: bool,
     /// Bytes of the largest packet, its header included.
     largest: usize,
+    /// Bytes of the next packet, as the last ones lead to expect.
+    expected: usize,
+    /// Takes what the room for a packet does not; a byte longer than the largest, for a tap cuts off what does not fit and
+    /// does not say so.
+    overflow: Vec<u8>,
     /// A packet for which there was no room.
     waiting: Option<Vec<u8>>,
     /// Whether the wire may have a packet: false from when it said no until it is heard of again.
@@ -46,10 +58,13 @@ impl Receiver {
         } else {
             usize::from(mtu)
         };
+        let largest = HEADER_BYTES + LINK_BYTES + payload;
         Self {
             ring,
             mergeable: has(VIRTIO_NET_F_MRG_RXBUF),
-            largest: HEADER_BYTES + LINK_BYTES + payload,
+            largest,
+            expected: LEAST_ROOM.min(largest),
+            overflow: vec![0; largest + 1],
             waiting: None,
             wire_ready: true,
         }
@@ -67,15 +82,14 @@ impl Receiver {
         let mut room = Room::default();
         self.ring.ignore()?;
         while *left > 0 && (self.wire_ready || self.waiting.is_some()) {
-            let needed = self.waiting.as_ref().map_or(self.largest, Vec::len);
-            let enough = self.gather(&memory, &mut room, needed)?;
+            let needed = self.waiting.as_ref().map_or(self.expected, Vec::len);
+            self.gather(&memory, &mut room, needed)?;
             if room.chains.is_empty() {
                 break;
             }
             let length = match self.waiting.take() {
                 Some(packet) => self.place(packet, &room),
-                None if enough => self.read_into(tap, &room),
-                None => self.read_aside(tap, &room),
+                None => self.read(tap, &memory, &mut room)?,
             };
             if let Some(length) = length {
                 let used = room.fill(length);
@@ -89,22 +103,21 @@ impl Receiver {
         self.ring.tell()
     }
 
-    /// Takes buffers of the guest until there is room for a packet, and says whether there is. If not, the driver rings
-    /// for the next.
+    /// Takes buffers of the guest until there is room for a packet. If there are too few, the driver rings for the next.
     fn gather<'m>(
         &mut self,
         memory: &'m GuestMemory,
         room: &mut Room<'m>,
         needed: usize,
-    ) -> Result<bool, RingError> {
+    ) -> Result<(), RingError> {
         while room.bytes < needed && (self.mergeable || room.chains.is_empty()) {
             if let Some(chain) = self.ring.pop(memory)? {
                 room.push(chain);
             } else if !self.ring.listen()? {
-                return Ok(false);
+                break;
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Puts a packet that has waited where it fits now, or keeps it if it may fit later; gives its length.
@@ -120,31 +133,41 @@ impl Receiver {
     }
 
     /// Reads a packet to where it belongs and gives its length, if there is one and it fits.
-    fn read_into(&mut self, tap: &Tap, room: &Room<'_>) -> Option<usize> {
-        let mut buffer = room.buffer(self.largest);
+    fn read<'m>(
+        &mut self,
+        tap: &Tap,
+        memory: &'m GuestMemory,
+        room: &mut Room<'m>,
+    ) -> Result<Option<usize>, RingError> {
+        let mut buffer = room.buffer(room.bytes);
         let fits = buffer.len();
-        // A tap cuts off what does not fit and does not say so: a byte more than fits is too much.
-        let mut excess = [0];
-        buffer.push(VolatileSlice::from(excess.as_mut_slice()));
-        let length = self.read(tap, &buffer)?;
-        (length <= fits).then_some(length)
-    }
-
-    /// Reads a packet aside and puts it where it fits.
-    fn read_aside(&mut self, tap: &Tap, room: &Room<'_>) -> Option<usize> {
-        let mut packet = vec![0; self.largest + 1];
-        let result = rustix::io::read(tap.as_fd(), &mut packet);
-        let length = self.heard(result.map_err(io::Error::from))?;
-        if length > self.largest {
-            return None;
+        buffer.push(VolatileSlice::from(self.overflow.as_mut_slice()));
+        let result = scatter::read(tap.as_fd(), &buffer);
+        let Some(length) = self.heard(result).filter(|length| *length <= self.largest) else {
+            return Ok(None);
+        };
+        self.expect_like(length);
+        if length <= fits {
+            return Ok(Some(length));
         }
-        packet.truncate(length);
-        self.place(packet, room)
+        self.gather(memory, room, length)?;
+        let rest = self.overflow.get(..length - fits).unwrap_or_default();
+        if length <= room.bytes {
+            room.buffer(length).copy_in(fits, rest);
+            return Ok(Some(length));
+        }
+        let mut packet = vec![0; fits];
+        room.buffer(fits).copy_out(0, &mut packet);
+        packet.extend(rest);
+        Ok(self.place(packet, room))
     }
 
-    fn read(&mut self, tap: &Tap, buffer: &GuestBuffer<'_>) -> Option<usize> {
-        let result = scatter::read(tap.as_fd(), buffer);
-        self.heard(result)
+    /// The next packet is expected to be as long as this one, or not much shorter than the last ones.
+    fn expect_like(&mut self, length: usize) {
+        let less = self.expected.saturating_sub(length) / FORGETTING;
+        self.expected = length
+            .max(self.expected - less)
+            .clamp(LEAST_ROOM.min(self.largest), self.largest);
     }
 
     /// What the wire has said: the length of a packet, or that there is none before it is heard of again. A wire that is
