@@ -9,7 +9,7 @@ use serde_json::Value;
 use tonic::Status;
 
 use crate::{
-    Daemon, Environment,
+    Cri, Daemon, Environment,
     registry::{Image, Layer},
 };
 
@@ -23,14 +23,7 @@ fn spec(name: &str) -> ImageSpec {
 impl Daemon {
     /// PullImage; the image's id.
     pub fn try_pull(&self, name: &str) -> Result<String, Status> {
-        let request = PullImageRequest {
-            image: Some(spec(name)),
-            auth: None,
-            sandbox_config: None,
-        };
-        self.cri()
-            .image(async |c| c.pull_image(request).await)
-            .map(|answer| answer.image_ref)
+        self.cri().try_pull(name)
     }
 
     /// ImageStatus; nothing for an image that is not there.
@@ -55,12 +48,28 @@ impl Daemon {
 
     /// RemoveImage.
     pub fn try_remove_image(&self, name: &str) -> Result<(), Status> {
+        self.cri().try_remove_image(name)
+    }
+}
+
+impl Cri {
+    /// PullImage; the image's id.
+    pub fn try_pull(&self, name: &str) -> Result<String, Status> {
+        let request = PullImageRequest {
+            image: Some(spec(name)),
+            auth: None,
+            sandbox_config: None,
+        };
+        self.image(async |c| c.pull_image(request).await)
+            .map(|answer| answer.image_ref)
+    }
+
+    /// RemoveImage.
+    pub fn try_remove_image(&self, name: &str) -> Result<(), Status> {
         let request = RemoveImageRequest {
             image: Some(spec(name)),
         };
-        self.cri()
-            .image(async |c| c.remove_image(request).await)
-            .map(drop)
+        self.image(async |c| c.remove_image(request).await).map(drop)
     }
 }
 

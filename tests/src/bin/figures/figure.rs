@@ -46,6 +46,12 @@ impl Figure {
         self.with("goal_ratio", json!(most))
     }
 
+    /// What its ratio to the peer is to be at least.
+    #[must_use]
+    pub fn goal_ratio_least(self, least: f64) -> Self {
+        self.with("goal_ratio_least", json!(least))
+    }
+
     /// Prints it.
     pub fn print(&self) {
         println!("{}", self.0);

@@ -6,11 +6,10 @@
 
 use std::{
     fs,
-    process::Command,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use bulkhead_tests::{
     Daemon, DaemonOptions,
     registry::{Image, Registry},
@@ -19,6 +18,7 @@ use bulkhead_tests::{
 use crate::{
     figure::{Figure, in_seconds},
     process,
+    run::run,
 };
 
 const SAMPLES: usize = 3;
@@ -88,10 +88,4 @@ fn unpack(image: &str, bundle: &str) -> Result<Cost> {
     let processor = process::processor_time_of_children()?.saturating_sub(used);
     fs::remove_dir_all(bundle)?;
     Ok(Cost { wall, processor })
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<()> {
-    let output = Command::new(program).args(arguments).output()?;
-    ensure!(output.status.success(), "{program} {arguments:?}: {output:?}");
-    Ok(())
 }

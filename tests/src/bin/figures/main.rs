@@ -3,15 +3,22 @@
 //! Each benchmark says in its module what is measured against what, and where the comparison is not quite even.
 
 mod boot;
+mod containerd;
 mod figure;
 mod images;
+mod life;
 mod memory;
+mod network;
 mod pod;
 mod process;
+mod pull;
+mod run;
+mod start;
 
 use std::{env, process::ExitCode};
 
-const USAGE: &str = "Usage: figures boot | images | memory | pod (in the node, by hack/bench)";
+const USAGE: &str =
+    "Usage: figures boot | images | memory | network | pod | pull | start (in the node, by hack/bench)";
 
 fn main() -> ExitCode {
     let name = env::args().nth(1).unwrap_or_default();
@@ -19,7 +26,10 @@ fn main() -> ExitCode {
         "boot" => boot::measure(),
         "images" => images::measure(),
         "memory" => memory::measure(),
+        "network" => network::measure(),
         "pod" => pod::measure(),
+        "pull" => pull::measure(),
+        "start" => start::measure(),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

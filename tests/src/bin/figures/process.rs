@@ -58,6 +58,26 @@ pub fn processor_time(pid: u32) -> Result<Duration> {
     times(&fs::read_to_string(format!("/proc/{pid}/stat"))?, 0)
 }
 
+/// Processor time that the process `pid` and those of its children that have ended have used.
+pub fn processor_time_of_family(pid: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    Ok(times(&stat, 0)? + times(&stat, 2)?)
+}
+
+/// Children of the process `pid` that have not ended.
+pub fn children(pid: i32) -> Result<Vec<i32>> {
+    let mut children = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end while it is looked at.
+        let list = fs::read_to_string(thread?.path().join("children")).unwrap_or_default();
+        children.extend(
+            list.split_whitespace()
+                .filter_map(|word| word.parse::<i32>().ok()),
+        );
+    }
+    Ok(children)
+}
+
 /// Processor time that the ended children of this process have used.
 pub fn processor_time_of_children() -> Result<Duration> {
     times(&fs::read_to_string("/proc/self/stat")?, 2)
@@ -93,6 +113,17 @@ mod tests {
         let stack = Memory::of_mappings(pid, "[stack]").unwrap();
         assert!(stack.resident > 0.0 && stack.resident < whole.resident);
         assert!(Memory::of_mappings(pid, "no such mapping").is_err());
+    }
+
+    #[test]
+    fn children_are_found_until_they_have_ended() {
+        let pid = std::process::id();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let number = i32::try_from(child.id()).unwrap();
+        assert!(children(i32::try_from(pid).unwrap()).unwrap().contains(&number));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!children(i32::try_from(pid).unwrap()).unwrap().contains(&number));
     }
 
     #[test]

@@ -1,0 +1,137 @@
+//! The peer: Debian's containerd and runc, as the node has them, on directories of their own.
+//!
+//! The same registry, without its own; the same networks and plugins of CNI; control groups made by runc itself. Everything
+//! else is as it comes.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use bulkhead_proto::cri::VersionRequest;
+use bulkhead_tests::{Cri, Environment};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long it may take to answer, or to end.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// A running containerd, which ends when this is dropped.
+#[derive(Debug)]
+pub struct Containerd {
+    process: Child,
+    cri: Cri,
+    directory: tempfile::TempDir,
+}
+
+impl Containerd {
+    /// Starts it and waits for its answer.
+    pub fn start() -> Result<Self> {
+        let directory = tempfile::Builder::new()
+            .prefix("containerd-")
+            .tempdir_in("/var/tmp")?;
+        let config = directory.path().join("config.toml");
+        fs::write(&config, configuration(directory.path()))?;
+        let hosts = directory
+            .path()
+            .join("certs.d")
+            .join(&Environment::get().registry);
+        fs::create_dir_all(&hosts)?;
+        fs::write(
+            hosts.join("hosts.toml"),
+            format!("server = \"http://{}\"\n", Environment::get().registry),
+        )?;
+        let log = File::create(directory.path().join("log"))?;
+        let process = Command::new("containerd")
+            .arg("--config")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("containerd does not start")?;
+        let socket = directory.path().join("containerd.sock");
+        let mut containerd = Self {
+            process,
+            cri: Cri::new(&format!("unix://{}", socket.display())),
+            directory,
+        };
+        containerd.wait_for_answer()?;
+        Ok(containerd)
+    }
+
+    fn wait_for_answer(&mut self) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let answer = self
+                .cri
+                .runtime(async |c| c.version(VersionRequest::default()).await);
+            let Err(status) = answer else { return Ok(()) };
+            if self.process.try_wait()?.is_some() || started.elapsed() > PATIENCE {
+                bail!("containerd does not answer ({status}): {}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Its CRI.
+    pub fn cri(&self) -> &Cri {
+        &self.cri
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// The directory of what it keeps.
+    pub fn root(&self) -> PathBuf {
+        self.directory.path().join("root")
+    }
+
+    /// What it has said.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if let Some(pid) = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let asked = Instant::now();
+        while let Ok(None) = self.process.try_wait() {
+            if asked.elapsed() > PATIENCE {
+                let _ = self.process.kill();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn configuration(directory: &Path) -> String {
+    let directory = directory.display();
+    let registry = &Environment::get().registry;
+    format!(
+        r#"version = 2
+root = "{directory}/root"
+state = "{directory}/state"
+
+[grpc]
+address = "{directory}/containerd.sock"
+
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{registry}/pause:3.9"
+
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = "/etc/cni/net.d"
+
+[plugins."io.containerd.grpc.v1.cri".registry]
+config_path = "{directory}/certs.d"
+"#
+    )
+}
