@@ -2,7 +2,7 @@
 //! against QEMU's virtio-net with the same guest's kernel.
 //!
 //! At the far ends runs the same program, `wire`, and the host, where the time is taken, talks to one of them at a time, in
-//! turns. All are on the network's bridge by a veth of their own: the plain namespace has the other end of it, and in front of
+//! many short turns, because what else the machine does changes from second to second. All are on the network's bridge by a veth of their own: the plain namespace has the other end of it, and in front of
 //! the machines it is joined to a tap by the same redirect of tc both ways as the daemon makes. So between the pod and QEMU's
 //! guests only the machine differs: one virtual CPU and 128 MiB for each, one pair of queues, offloads as each comes. The pod's
 //! agent and its container's namespaces are there, too; QEMU's guest has nothing but busybox to set up its interface.
@@ -32,7 +32,7 @@ use self::{
 };
 use crate::figure::{Figure, in_seconds};
 
-const SAMPLES: usize = 7;
+const SAMPLES: usize = 25;
 
 /// The program at the far ends.
 const WIRE: &str = "/opt/bulkhead/bench/wire";

@@ -9,13 +9,13 @@ use std::{
 use anyhow::{Result, ensure};
 
 /// Bytes of one stream.
-const STREAM: u64 = 64 << 20;
+const STREAM: u64 = 16 << 20;
 
 /// Bytes that are written or read at once.
 const PIECE: usize = 128 << 10;
 
 /// Round trips of which the mean is one sample.
-const TRIPS: u32 = 1000;
+const TRIPS: u32 = 100;
 
 /// How long a machine may take to come up, and one call to be answered.
 const PATIENCE: Duration = Duration::from_mins(2);
