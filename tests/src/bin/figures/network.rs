@@ -32,7 +32,7 @@ use self::{
 };
 use crate::figure::{Figure, in_seconds};
 
-const SAMPLES: usize = 25;
+const SAMPLES: usize = 15;
 
 /// The program at the far ends.
 const WIRE: &str = "/opt/bulkhead/bench/wire";
