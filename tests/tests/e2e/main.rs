@@ -19,6 +19,7 @@ mod life;
 mod logs;
 mod network;
 mod output;
+mod pulls;
 mod refusals;
 mod storage;
 mod users;
