@@ -44,7 +44,7 @@ busybox ip addr add fd77::2/64 dev eth0
 for host in 10.77.0.1 fd77::1; do
     busybox yes 'from the guest' | dd bs=65536 count=64 iflag=fullblock | busybox nc $host 9 || say no connection to $host
 done
-say listening
+say about to listen
 busybox nc -ll -p 7 -e cat
 ";
 
@@ -95,9 +95,9 @@ fn exchange_megabytes(start: impl FnOnce(&OwnedFd) -> Running + Send + 'static) 
         for _ in ["10.77.0.2", "fd77::2"] {
             receive(&mut running, &listener);
         }
-        running.wait_for_console("listening");
+        running.wait_for_console("about to listen");
         for guest in ["10.77.0.2:7", "[fd77::2]:7"] {
-            exchange(guest.parse().unwrap());
+            exchange(&mut running, guest.parse().unwrap());
         }
         // Requests and answers in many fragments each, megabytes of them.
         for arguments in [
@@ -162,8 +162,11 @@ fn receive(running: &mut Running, listener: &TcpListener) {
 }
 
 /// Sends bytes to the guest and gets the same back, in both directions at the same time.
-fn exchange(guest: SocketAddr) {
-    let stream = TcpStream::connect_timeout(&guest, PATIENCE).unwrap();
+fn exchange(running: &mut Running, guest: SocketAddr) {
+    // It says that it listens when it is about to.
+    let stream = running.wait_for("listener in the guest", |_| {
+        TcpStream::connect_timeout(&guest, PATIENCE).ok()
+    });
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
     let numbers = (0_u32..).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes());
