@@ -61,8 +61,8 @@ pub struct Daemon {
     pub store: Store,
     /// The images.
     pub images: Arc<ImageStore>,
-    /// The cluster's network; `None` where the configuration gives pods none.
-    pub network: Option<Arc<PodNetwork>>,
+    /// The cluster's network.
+    pub network: Arc<PodNetwork>,
     /// Templates of scratch disks.
     pub scratch: ScratchTemplates,
     /// Where the files of pods are.
@@ -104,12 +104,7 @@ impl Daemon {
             config.images.clone(),
             converter,
         )?;
-        let network = config
-            .network
-            .enabled
-            .then(|| PodNetwork::open(&config.network, &config.root))
-            .transpose()
-            .map_err(StartError::Network)?;
+        let network = PodNetwork::open(&config.network, &config.root).map_err(StartError::Network)?;
         let scratch = ScratchTemplates::open(config.root.join("scratch"))?;
         let mib = config.vm.scratch_mib;
         let templates = scratch.clone();

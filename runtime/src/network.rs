@@ -17,9 +17,9 @@ pub(crate) mod tap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use cni::{
+    capabilities::Dns,
     error::{PluginError, PluginFault, PluginMessage},
     plugin::Command,
-    result::Dns,
 };
 pub use config::NetworkConfig;
 pub use error::NetworkError;

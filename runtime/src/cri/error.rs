@@ -182,7 +182,8 @@ fn network_code(error: &NetworkError) -> Code {
         | NetworkError::Interface { .. }
         | NetworkError::Untranslatable { .. }
         | NetworkError::Template { .. }
-        | NetworkError::NotAttached(_) => Code::FailedPrecondition,
+        | NetworkError::NotAttached(_)
+        | NetworkError::CheckGivenUp(_) => Code::FailedPrecondition,
         NetworkError::Annotation { .. } | NetworkError::Unspeakable { .. } | NetworkError::PodCidr(_) => {
             Code::InvalidArgument
         }

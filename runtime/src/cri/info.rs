@@ -24,6 +24,7 @@ pub(super) fn pod(pod: &Pod) -> HashMap<String, String> {
         "runtimeHandler": pod.runtime_handler,
         "message": state.message,
         "netNamespace": pod.paths.namespace,
+        "networkFault": state.network_fault,
         "cgroup": pod.cgroup,
         "machine": {
             "vcpus": pod.size.vcpus,

@@ -77,11 +77,7 @@ impl RuntimeService for RuntimeHandlers {
             },
             message: problem.unwrap_or_default(),
         };
-        let network = self
-            .daemon
-            .network
-            .as_ref()
-            .and_then(|network| network.readiness().err());
+        let network = self.daemon.network.readiness().err();
         let handlers = std::iter::once("").chain(self.daemon.config.handlers.keys().map(String::as_str));
         Ok(Response::new(StatusResponse {
             status: Some(RuntimeStatus {
@@ -455,9 +451,7 @@ impl RuntimeService for RuntimeHandlers {
                 .runtime_config
                 .and_then(|config| config.network_config);
             let cidr = config.unwrap_or_default().pod_cidr;
-            if let Some(network) = self.daemon.network.as_ref().filter(|_| !cidr.is_empty()) {
-                network.set_pod_cidr(&cidr)?;
-            }
+            self.daemon.network.set_pod_cidr(&cidr)?;
             Ok(UpdateRuntimeConfigResponse {})
         })
         .await

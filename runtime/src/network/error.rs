@@ -124,6 +124,9 @@ pub enum NetworkError {
     /// The pod is not attached.
     #[error("pod {0} is attached to no network")]
     NotAttached(String),
+    /// The pod was not checked to the end.
+    #[error("pod {0} is being attached or detached, and was not checked")]
+    CheckGivenUp(String),
     /// The work was lost.
     #[error("the task that sets up the network of a pod ended early: {0}")]
     Task(String),

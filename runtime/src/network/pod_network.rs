@@ -2,34 +2,34 @@
 
 mod operations;
 mod readiness;
+mod turns;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use tokio::{
     runtime::Handle,
-    sync::{Mutex as AsyncMutex, Notify, RwLock as AsyncRwLock},
+    sync::{Notify, RwLock as AsyncRwLock},
     task::{AbortHandle, spawn_blocking},
 };
 
+use self::turns::Turns;
 use super::{
     cni::{
         cache::{Cache, write_durably},
+        capabilities::Dns,
         config::NetworkList,
-        network,
         plugin::Runner,
-        result::Dns,
-        watch,
     },
     config::NetworkConfig,
     error::NetworkError,
-    guest::{GuestInterface, GuestNeighbor, GuestRoute, MacAddress},
+    guest::{GuestInterface, GuestNeighbor, GuestRoute},
     host_ports::{HostPorts, PortMapping},
     locked,
     prefix::IpPrefix,
@@ -63,8 +63,6 @@ pub struct Attachment {
     pub port_mappings: Vec<PortMapping>,
     /// Queue pairs of each of its devices; 0 is taken for 1.
     pub queue_pairs: u8,
-    /// The hardware address that its interface shall have, where the plugins let themselves be told.
-    pub mac: Option<MacAddress>,
     /// Its control group, as the kubelet names it.
     pub cgroup_parent: Option<String>,
     /// Its own name servers, where it has them.
@@ -80,14 +78,13 @@ pub struct Attached {
     pub routes: Vec<GuestRoute>,
     /// Its neighbours.
     pub neighbors: Vec<GuestNeighbor>,
-    /// What the network says of name servers.
-    pub dns: Dns,
     /// Its addresses: the first is `PodSandboxStatus.network.ip`, the others `additional_ips`. At least one.
     pub ips: Vec<IpAddr>,
 }
 
 #[derive(Debug)]
 struct Inner {
+    enabled: bool,
     runner: Runner,
     conf_dir: PathBuf,
     template: Option<PathBuf>,
@@ -98,8 +95,7 @@ struct Inner {
     state: Mutex<State>,
     ports: Mutex<HostPorts>,
     pod_cidrs: Mutex<Vec<IpPrefix>>,
-    /// Operations on one pod come one after the other.
-    turns: Mutex<HashMap<String, Weak<AsyncMutex<()>>>>,
+    turns: Turns,
     /// ADD and DEL share it; GC must have it alone.
     plugins: AsyncRwLock<()>,
     ask_status: Notify,
@@ -115,7 +111,8 @@ struct State {
 
 impl PodNetwork {
     /// Opens the network: reads the configuration, and watches it from then on. What is remembered of pods is kept under
-    /// `state_dir`, which must survive a reboot. Must be called in the daemon's asynchronous runtime.
+    /// `state_dir`, which must survive a reboot. Where the configuration gives pods no network, nothing is read or watched, and
+    /// pods that were attached before are detached all the same. Must be called in the daemon's asynchronous runtime.
     ///
     /// # Errors
     ///
@@ -138,6 +135,7 @@ impl PodNetwork {
             Err(error) => return Err(error),
         };
         let inner = Arc::new(Inner {
+            enabled: config.enabled,
             runner: Runner {
                 bin_dirs: config.bin_dirs.clone(),
                 timeout: Duration::from_secs(config.plugin_timeout_seconds),
@@ -148,34 +146,41 @@ impl PodNetwork {
             found,
             pod_cidr_file,
             state: Mutex::new(State {
-                list: Err("the CNI configuration has not been read yet".to_owned()),
+                list: Err(if config.enabled {
+                    "the CNI configuration has not been read yet".to_owned()
+                } else {
+                    "pods are given none, because `network.enabled` is false".to_owned()
+                }),
                 status: Ok(()),
             }),
             ports: Mutex::new(ports),
             pod_cidrs: Mutex::new(pod_cidrs),
-            turns: Mutex::default(),
+            turns: Turns::default(),
             plugins: AsyncRwLock::new(()),
             ask_status: Notify::new(),
         });
-        inner.look();
-        let looking = Arc::clone(&inner);
-        let watching = runtime.spawn(async move {
-            watch::watch(&looking.conf_dir, || looking.look()).await;
-        });
-        let asking = Arc::clone(&inner);
-        let asking = runtime.spawn(async move { asking.keep_asking_status().await });
-        Ok(Arc::new(Self {
-            inner,
-            tasks: vec![watching.abort_handle(), asking.abort_handle()],
-        }))
+        let tasks = if config.enabled {
+            inner.start(&runtime)
+        } else {
+            Vec::new()
+        };
+        Ok(Arc::new(Self { inner, tasks }))
     }
 
-    /// Whether pods can be attached. Tells what is known already, and never blocks.
+    /// Whether pods are attached at all, as the configuration says.
+    pub fn is_enabled(&self) -> bool {
+        self.inner.enabled
+    }
+
+    /// Whether pods can be attached, if they are to be. Tells what is known already, and never blocks.
     ///
     /// # Errors
     ///
     /// Why not, with what to do.
     pub fn readiness(&self) -> Result<(), String> {
+        if !self.inner.enabled {
+            return Ok(());
+        }
         let state = locked(&self.inner.state);
         match &state.list {
             Ok(_) => state.status.clone(),
@@ -205,23 +210,14 @@ impl PodNetwork {
         in_task(async move { inner.detach(&pod_id).await }).await
     }
 
-    /// Asks the plugins whether a pod is attached as it was.
+    /// Asks the plugins whether a pod is attached as it was. Keeps nobody from attaching or detaching it: then it is given up, and
+    /// the plugin that was asked is killed.
     ///
     /// # Errors
     ///
-    /// [`NetworkError`], [`NetworkError::NotAttached`] among them.
+    /// [`NetworkError`], [`NetworkError::NotAttached`] and [`NetworkError::CheckGivenUp`] among them.
     pub async fn check(&self, pod_id: &str) -> Result<(), NetworkError> {
-        let inner = &self.inner;
-        let _turn = inner.turn(pod_id).await;
-        let entries = inner.entries(Some(pod_id)).await?;
-        if entries.is_empty() {
-            return Err(NetworkError::NotAttached(pod_id.to_owned()));
-        }
-        let _shared = inner.plugins.read().await;
-        for entry in entries {
-            network::check(&inner.runner, &inner.network_of(&entry)?, &entry).await?;
-        }
-        Ok(())
+        self.inner.check(pod_id).await
     }
 
     /// Detaches every pod that was attached when the network was opened and is not `living`, and lets the plugins forget what
@@ -242,7 +238,7 @@ impl PodNetwork {
     pub fn set_pod_cidr(&self, cidr: &str) -> Result<(), NetworkError> {
         let inner = &self.inner;
         // What the kubelet says before it knows one.
-        if cidr.trim().is_empty() {
+        if !inner.enabled || cidr.trim().is_empty() {
             return Ok(());
         }
         let cidrs =

@@ -1,16 +1,24 @@
 //! A pod's place in the cluster's network: what CNI is asked for, and what the guest is told of it.
 
+use std::{sync::Arc, time::Duration};
+
 use bulkhead_proto::{
     agent::{ConfigureNetworkRequest, Interface, Neighbor, Route},
     cri::{self, PodSandboxConfig},
 };
+use futures_util::{StreamExt, stream};
 
 use super::{error::PodError, pod::Pod};
 use crate::{
     daemon::Daemon,
-    network::{Attached, Attachment, Dns, GuestInterface, PortMapping, Protocol},
+    network::{Attached, Attachment, Dns, GuestInterface, NetworkError, PortMapping, Protocol},
     refusal::Refusal,
+    store::PodPhase,
 };
+
+/// How many pods are checked side by side, and how long it may take for all of them.
+const CHECKS_AT_ONCE: usize = 2;
+const CHECKS_TIME: Duration = Duration::from_mins(10);
 
 /// What the pod has of the network. Nothing, where the configuration gives pods none but loopback.
 #[derive(Debug, Default)]
@@ -29,9 +37,10 @@ pub(super) struct Joined {
 ///
 /// [`PodError::Network`]; then nothing is left of the attachment.
 pub(super) async fn attach(daemon: &Daemon, pod: &Pod) -> Result<Joined, PodError> {
-    let Some(network) = &daemon.network else {
+    let network = &daemon.network;
+    if !network.is_enabled() {
         return Ok(Joined::default());
-    };
+    }
     let metadata = pod.config.metadata.clone().unwrap_or_default();
     let attachment = Attachment {
         pod_id: pod.id.clone(),
@@ -43,20 +52,19 @@ pub(super) async fn attach(daemon: &Daemon, pod: &Pod) -> Result<Joined, PodErro
         annotations: pod.config.annotations.clone().into_iter().collect(),
         port_mappings: port_mappings(&pod.config)?,
         queue_pairs: queue_pairs(pod.size.vcpus),
-        mac: None,
         cgroup_parent: pod.config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()),
         dns: pod.config.dns_config.as_ref().map(|dns| Dns {
             nameservers: dns.servers.clone(),
             search: dns.searches.clone(),
             options: dns.options.clone(),
-            ..Dns::default()
         }),
     };
     let attached = network
         .attach(&attachment)
         .await
         .map_err(|source| PodError::Network {
-            id: pod.id.clone(),
+            // Whoever asked for a pod that is not made has not got its id.
+            id: format!("{} ({}/{})", pod.id, attachment.namespace, attachment.name),
             source: Box::new(source),
         })?;
     Ok(Joined {
@@ -72,13 +80,39 @@ pub(super) async fn attach(daemon: &Daemon, pod: &Pod) -> Result<Joined, PodErro
 ///
 /// [`PodError::Network`]; then it can be tried again.
 pub(super) async fn detach(daemon: &Daemon, id: &str) -> Result<(), PodError> {
-    let Some(network) = &daemon.network else {
-        return Ok(());
-    };
-    network.detach(id).await.map_err(|source| PodError::Network {
-        id: id.to_owned(),
-        source: Box::new(source),
-    })
+    daemon
+        .network
+        .detach(id)
+        .await
+        .map_err(|source| PodError::Network {
+            id: id.to_owned(),
+            source: Box::new(source),
+        })
+}
+
+/// Asks the plugins whether these pods are attached as an earlier daemon left them. What is not is for the operator: it is said
+/// in the log and in the pod's status, and changes nothing.
+pub(super) async fn check(daemon: &Daemon, pods: Vec<Arc<Pod>>) {
+    let attached = pods.into_iter().filter(|pod| {
+        let state = pod.state();
+        state.phase == PodPhase::Ready && !state.addresses.is_empty()
+    });
+    let checks = stream::iter(attached).for_each_concurrent(CHECKS_AT_ONCE, async |pod| {
+        match daemon.network.check(&pod.id).await {
+            Ok(()) => pod.change(|state| state.network_fault.clear()),
+            // It is being stopped.
+            Err(NetworkError::CheckGivenUp(_)) => {}
+            Err(error) => {
+                let message = error.to_string();
+                tracing::warn!(pod = %pod.id, error = message, "the network of a pod is not as it was made");
+                pod.change(|state| state.network_fault = message);
+            }
+        }
+    });
+    if tokio::time::timeout(CHECKS_TIME, checks).await.is_err() {
+        let seconds = CHECKS_TIME.as_secs();
+        tracing::warn!("checking the networks of pods was given up after {seconds} s");
+    }
 }
 
 /// A second pair of queues is of use to a machine that can run two threads at once, and a third to none of a pod's size.

@@ -54,6 +54,8 @@ pub struct PodState {
     pub message: String,
     /// Its addresses in the cluster's network, the first of which is the one to be reached at.
     pub addresses: Vec<String>,
+    /// What CNI's plugins found wrong with its network, when this daemon found it again and had it checked.
+    pub network_fault: String,
     /// How long its start took.
     pub startup: Option<StartupTimes>,
 }
@@ -75,6 +77,7 @@ impl Pod {
             record: None,
             message: String::new(),
             addresses: Vec::new(),
+            network_fault: String::new(),
             startup: None,
         };
         Self {

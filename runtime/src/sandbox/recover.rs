@@ -13,6 +13,7 @@ use futures_util::future::join_all;
 use super::{
     error::PodError,
     machine::{Machine, MachineEnd, MachineError},
+    network,
     pod::Pod,
     process::ProcessIdentity,
     run::blocking,
@@ -60,7 +61,7 @@ pub(crate) async fn recover(daemon: &Arc<Daemon>) -> Result<(), StartError> {
         daemon.store.remove_container(orphan.id).await?;
     }
     reap(daemon).await;
-    leave_networks(daemon);
+    settle_networks(daemon);
     daemon.images.collect().await?;
     Ok(())
 }
@@ -272,15 +273,18 @@ async fn lose(
     daemon.store.put_pod(pod.record()).await
 }
 
-/// Takes pods out of the network that are not known any more. Plugins may be slow or hang, so nobody waits for it.
-fn leave_networks(daemon: &Arc<Daemon>) {
-    let Some(network) = daemon.network.clone() else {
-        return;
-    };
-    let living: Vec<String> = daemon.pods.all().iter().map(|pod| pod.id.clone()).collect();
+/// Takes pods out of the network that are not known any more, and checks the others. Plugins may be slow or hang, so nobody waits
+/// for it.
+fn settle_networks(daemon: &Arc<Daemon>) {
+    let daemon = Arc::clone(daemon);
+    let pods = daemon.pods.all();
     tokio::spawn(async move {
-        for error in network.collect(&living).await {
+        let living: Vec<String> = pods.iter().map(|pod| pod.id.clone()).collect();
+        for error in daemon.network.collect(&living).await {
             tracing::error!(%error, "what was left in the network of a pod that is not known cannot be removed");
+        }
+        if daemon.network.is_enabled() {
+            network::check(&daemon, pods).await;
         }
     });
 }

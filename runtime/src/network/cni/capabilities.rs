@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::result::Dns;
 use crate::network::{error::NetworkError, host_ports::PortMapping, prefix::IpPrefix};
 
 /// Annotations with the bandwidth of a pod, in bits per second as Kubernetes writes quantities.
@@ -14,6 +13,17 @@ const EGRESS_BANDWIDTH: &str = "kubernetes.io/egress-bandwidth";
 
 /// Least and most bits per second that Kubernetes takes for a bandwidth.
 const BANDWIDTHS: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
+
+/// Name servers and how names are looked up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dns {
+    /// Addresses of name servers, the first preferred.
+    pub nameservers: Vec<String>,
+    /// Domains to look names up in, the first preferred.
+    pub search: Vec<String>,
+    /// Options of the resolver.
+    pub options: Vec<String>,
+}
 
 /// What is known of a pod.
 #[derive(Debug)]
@@ -24,8 +34,6 @@ pub(crate) struct PodFacts<'a> {
     pub(crate) annotations: &'a BTreeMap<String, String>,
     /// Its host ports.
     pub(crate) port_mappings: &'a [PortMapping],
-    /// The hardware address that its interface shall have.
-    pub(crate) mac: Option<&'a str>,
     /// Its control group.
     pub(crate) cgroup: Option<&'a str>,
     /// Its name servers, where it has its own.
@@ -65,9 +73,6 @@ pub(crate) fn capabilities(pod: &PodFacts<'_>) -> Result<Map<String, Value>, Net
     }
     if !pod.aliases.is_empty() {
         tell("aliases", json!(pod.aliases));
-    }
-    if let Some(mac) = pod.mac {
-        tell("mac", json!(mac));
     }
     if let Some(cgroup) = pod.cgroup {
         tell("cgroupPath", json!(cgroup));
@@ -180,7 +185,6 @@ mod tests {
             aliases: vec!["web"],
             annotations: &annotations,
             port_mappings: &[],
-            mac: Some("02:00:00:00:00:01"),
             cgroup: Some("/pods/a"),
             dns: Some(&dns),
             pod_cidrs: &["10.1.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()],
@@ -192,7 +196,6 @@ mod tests {
                 "bandwidth": {"ingressRate": 10_000_000, "ingressBurst": 10_000_000},
                 "ipRanges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00::/64"}]],
                 "aliases": ["web"],
-                "mac": "02:00:00:00:00:01",
                 "cgroupPath": "/pods/a",
                 "dns": {"servers": ["10.0.0.10"], "searches": [], "options": []},
                 "io.kubernetes.cri.pod-annotations": {INGRESS_BANDWIDTH: "10M", "a": "b"},

@@ -119,7 +119,7 @@ pub(crate) async fn gc(
 ///
 /// That of the first that is not ready.
 pub(crate) async fn status(runner: &Runner, list: &NetworkList) -> Result<(), PluginError> {
-    present(runner, list)?;
+    present(runner, list, Command::Status)?;
     if list.version < SpecVersion::V1_1_0 {
         return Ok(());
     }
@@ -133,12 +133,12 @@ pub(crate) async fn status(runner: &Runner, list: &NetworkList) -> Result<(), Pl
     Ok(())
 }
 
-/// Whether every executable is there, those that plugins leave the addresses to included.
+/// Whether every executable is there that `command` will need, those that plugins leave the addresses to included.
 ///
 /// # Errors
 ///
 /// The first that is not.
-pub(crate) fn present(runner: &Runner, list: &NetworkList) -> Result<(), PluginError> {
+pub(crate) fn present(runner: &Runner, list: &NetworkList, command: Command) -> Result<(), PluginError> {
     for plugin in &list.plugins {
         for name in [Some(plugin.kind.as_str()), plugin.ipam()]
             .into_iter()
@@ -148,7 +148,7 @@ pub(crate) fn present(runner: &Runner, list: &NetworkList) -> Result<(), PluginE
             runner.find(name).map_err(|fault| PluginError {
                 network: list.name.clone(),
                 plugin: name.to_owned(),
-                command: Command::Status,
+                command,
                 fault,
             })?;
         }

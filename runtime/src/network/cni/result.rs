@@ -1,4 +1,7 @@
 //! What ADD gives (CNI specification 1.1, section 5; those from 0.3.0 on differ in fields that are not read here).
+//!
+//! Name servers in it are not for the pod: the kubelet says by `PodSandboxConfig.dns_config` which it has, and every other CRI runtime
+//! goes by that alone.
 
 use std::net::IpAddr;
 
@@ -17,8 +20,6 @@ pub(crate) struct AddResult {
     pub(crate) interfaces: Vec<ResultInterface>,
     /// Addresses of the pod, in the network's order.
     pub(crate) ips: Vec<ResultIp>,
-    /// What the network says of name servers.
-    pub(crate) dns: Dns,
 }
 
 /// An interface.
@@ -39,26 +40,11 @@ pub(crate) struct ResultIp {
     pub(crate) interface: Option<usize>,
 }
 
-/// Name servers and how names are looked up.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Dns {
-    /// Addresses of name servers, the first preferred.
-    pub nameservers: Vec<String>,
-    /// The local domain.
-    pub domain: String,
-    /// Domains to look names up in, the first preferred.
-    pub search: Vec<String>,
-    /// Options of the resolver.
-    pub options: Vec<String>,
-}
-
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Raw {
     interfaces: Option<Vec<RawInterface>>,
     ips: Option<Vec<RawIp>>,
-    dns: Option<Dns>,
 }
 
 #[derive(Deserialize)]
@@ -105,11 +91,7 @@ impl AddResult {
                 })
             })
             .collect::<Result<Vec<_>, String>>()?;
-        Ok(Self {
-            interfaces,
-            ips,
-            dns: raw.dns.unwrap_or_default(),
-        })
+        Ok(Self { interfaces, ips })
     }
 
     /// The pod's own addresses: those of interfaces in it, or of no certain interface, without loopback.
@@ -163,7 +145,6 @@ mod tests {
         let ips: Vec<String> = result.pod_ips().map(|ip| ip.to_string()).collect();
         assert_eq!(ips, ["fd00::7", "10.1.0.7", "10.1.0.8", "10.1.0.9"]);
         assert_eq!(result.interfaces[2].sandbox, "/run/ns/a");
-        assert_eq!(result.dns.nameservers, ["10.1.0.1"]);
         let empty = AddResult::parse(&json!({"interfaces": null, "ips": null, "dns": null})).unwrap();
         assert_eq!(empty, AddResult::default());
     }

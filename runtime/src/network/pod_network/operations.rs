@@ -4,11 +4,10 @@ use std::{
     collections::{BTreeMap, HashSet},
     io,
     net::IpAddr,
-    sync::{Arc, Weak},
+    sync::Arc,
 };
 
 use serde_json::Value;
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use super::{Attached, Attachment, Inner, blocking};
 use crate::network::{
@@ -17,6 +16,7 @@ use crate::network::{
         capabilities::{PodFacts, capabilities},
         config::NetworkList,
         network::{self, ValidAttachment},
+        plugin::Command,
         result::AddResult,
     },
     error::NetworkError,
@@ -30,11 +30,13 @@ const INTERFACE: &str = "eth0";
 
 impl Inner {
     pub(super) async fn attach(&self, pod: &Attachment) -> Result<Attached, NetworkError> {
-        let _turn = self.turn(&pod.pod_id).await;
+        let _turn = self.turns.take(&pod.pod_id).await;
         let list = match &locked(&self.state).list {
             Ok(list) => Arc::clone(list),
             Err(reason) => return Err(NetworkError::NotReady(reason.clone())),
         };
+        // What a plugin that is there has done could not be undone without one that is not.
+        network::present(&self.runner, &list, Command::Add)?;
         let mut entry = self.entry(pod, &list)?;
         // Left of an attempt that a crash ended.
         for old in self.entries(Some(&pod.pod_id)).await? {
@@ -117,15 +119,34 @@ impl Inner {
             interfaces: joined.interfaces,
             routes: joined.routes,
             neighbors: joined.neighbors,
-            dns: result.dns,
             ips,
         })
     }
 
     pub(super) async fn detach(&self, pod_id: &str) -> Result<(), NetworkError> {
-        let _turn = self.turn(pod_id).await;
+        let _turn = self.turns.take(pod_id).await;
         for entry in self.entries(Some(pod_id)).await? {
             self.remove(&entry).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn check(&self, pod_id: &str) -> Result<(), NetworkError> {
+        let given_up = || NetworkError::CheckGivenUp(pod_id.to_owned());
+        let (_turn, wanted) = self.turns.take_idle(pod_id).ok_or_else(given_up)?;
+        tokio::select! {
+            checked = self.check_in_turn(pod_id) => checked,
+            () = wanted.cancelled() => Err(given_up()),
+        }
+    }
+
+    async fn check_in_turn(&self, pod_id: &str) -> Result<(), NetworkError> {
+        let entries = self.entries(Some(pod_id)).await?;
+        if entries.is_empty() {
+            return Err(NetworkError::NotAttached(pod_id.to_owned()));
+        }
+        for entry in entries {
+            network::check(&self.runner, &self.network_of(&entry)?, &entry).await?;
         }
         Ok(())
     }
@@ -138,7 +159,7 @@ impl Inner {
         let mut errors = Vec::new();
         let is_gone = |entry: &Entry| self.found.contains(&entry.pod_id) && !living.contains(&entry.pod_id);
         for entry in entries.into_iter().filter(is_gone) {
-            let _turn = self.turn(&entry.pod_id).await;
+            let _turn = self.turns.take(&entry.pod_id).await;
             tracing::info!(
                 "pod {} ({}) is gone; its network is freed",
                 entry.pod_name,
@@ -218,14 +239,12 @@ impl Inner {
             aliases.push(&pod.hostname);
         }
         aliases.retain(|alias| !alias.is_empty());
-        let mac = pod.mac.map(|mac| mac.to_string());
         let mappings = host_ports(pod);
         let pod_cidrs = locked(&self.pod_cidrs).clone();
         let known = capabilities(&PodFacts {
             aliases,
             annotations: &pod.annotations,
             port_mappings: &mappings,
-            mac: mac.as_deref(),
             cgroup: pod.cgroup_parent.as_deref(),
             dns: pod.dns.as_ref(),
             pod_cidrs: &pod_cidrs,
@@ -273,20 +292,6 @@ impl Inner {
             directory,
             source,
         }
-    }
-
-    /// Waits until no other operation on the pod is under way.
-    pub(super) async fn turn(&self, pod_id: &str) -> OwnedMutexGuard<()> {
-        let turn = {
-            let mut turns = locked(&self.turns);
-            turns.retain(|_, turn| turn.strong_count() > 0);
-            turns.get(pod_id).and_then(Weak::upgrade).unwrap_or_else(|| {
-                let turn = Arc::new(AsyncMutex::new(()));
-                turns.insert(pod_id.to_owned(), Arc::downgrade(&turn));
-                turn
-            })
-        };
-        turn.lock_owned().await
     }
 }
 

@@ -2,12 +2,16 @@
 
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
+use tokio::{runtime::Handle, task::AbortHandle};
+
 use super::Inner;
 use crate::network::{
     cni::{
         cache::write_durably,
         config::{self, NetworkList, SpecVersion},
-        network, template,
+        network,
+        plugin::Command,
+        template, watch,
     },
     error::NetworkError,
     locked,
@@ -22,6 +26,17 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(30);
 const STATUS_RETRY: Duration = Duration::from_secs(5);
 
 impl Inner {
+    /// Reads the configuration, and goes on doing so and asking the plugins.
+    pub(super) fn start(self: &Arc<Self>, runtime: &Handle) -> Vec<AbortHandle> {
+        self.look();
+        let (looking, asking) = (Arc::clone(self), Arc::clone(self));
+        let watching = runtime.spawn(async move {
+            watch::watch(&looking.conf_dir, || looking.look()).await;
+        });
+        let asking = runtime.spawn(async move { asking.keep_asking_status().await });
+        vec![watching.abort_handle(), asking.abort_handle()]
+    }
+
     /// Reads the configuration. Gives a further directory whose changes matter.
     pub(super) fn look(&self) -> Option<PathBuf> {
         let found = config::load(&self.conf_dir);
@@ -40,7 +55,8 @@ impl Inner {
                     list.file.display(),
                     list.version.as_str()
                 );
-                state.status = network::present(&self.runner, &list).map_err(|error| error.to_string());
+                state.status =
+                    network::present(&self.runner, &list, Command::Status).map_err(|error| error.to_string());
                 if state.status.is_ok() && list.version >= SpecVersion::V1_1_0 {
                     state.status = Err(format!(
                         "the plugins of CNI network {} have not yet said whether they are ready",

@@ -46,7 +46,7 @@ impl Host {
     }
 
     fn open(&self, version: &str, plugins: &Value) -> Arc<PodNetwork> {
-        // CHECK of portmap before 1.2 looks for the pod's rules among those of the other family too, and finds none.
+        // CHECK of portmap before 1.3 looks for the pod's rules among those of the other family too, and finds none.
         let spurious = plugins
             .as_array()
             .into_iter()
@@ -227,10 +227,9 @@ fn bridge_with_bandwidth_firewall_and_tuning() {
         if bandwidth {
             plugins.push(json!({"type": "bandwidth", "capabilities": {"bandwidth": true}}));
         }
-        plugins.push(json!({"type": "tuning", "mtu": 1400, "capabilities": {"mac": true}}));
+        plugins.push(json!({"type": "tuning", "mtu": 1400, "mac": "02:00:00:00:00:07"}));
         let network = host.open("1.0.0", &plugins.clone().into());
         let mut pod = host.pod("pod1");
-        pod.mac = Some("02:00:00:00:00:07".parse().unwrap());
         pod.annotations = ["ingress", "egress"]
             .map(|direction| (format!("kubernetes.io/{direction}-bandwidth"), "10M".to_owned()))
             .into();
@@ -268,6 +267,41 @@ fn bridge_and_ptp_with_host_ports() {
             let meanwhile = trial(&host, &network, &pod).await.join("\n");
             assert!(meanwhile.contains("--to-destination 10.88.0."), "{meanwhile}");
         }
+    });
+}
+
+#[test]
+fn fifty_pods_fit_a_network_of_thirty_addresses_one_after_the_other() {
+    on_a_host(async |host| {
+        let mut plugins = vec![
+            json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "ipam": host.ipam(&["10.88.0.0/27"])}),
+        ];
+        if has_port_rules() {
+            plugins.push(json!({"type": "portmap", "snat": true, "capabilities": {"portMappings": true}}));
+        }
+        let network = host.open("1.0.0", &plugins.into());
+        let one_pod = async |number: u16| {
+            let mut pod = host.pod(&format!("pod{number}"));
+            pod.port_mappings = vec![PortMapping {
+                protocol: Protocol::Tcp,
+                host_port: 12000 + number,
+                container_port: 80,
+                host_ip: None,
+            }];
+            drop(network.attach(&pod).await.unwrap());
+            network.detach(&pod.pod_id).await.unwrap();
+            namespace::remove(&pod.namespace_path).unwrap();
+        };
+        // What the plugins make for good is there from here on.
+        one_pod(0).await;
+        let before = host.traces();
+        for number in (1..50).step_by(2) {
+            tokio::join!(one_pod(number), one_pod(number + 1));
+        }
+        let mut left = host.traces();
+        left.retain(|trace| !before.contains(trace));
+        assert_eq!(left, Vec::<String>::new());
+        assert_eq!(network.inner.entries(None).await.unwrap(), []);
     });
 }
 

@@ -48,12 +48,16 @@ impl Fixture {
     }
 
     fn open(&self) -> Arc<PodNetwork> {
+        self.open_with(NetworkConfig::default())
+    }
+
+    fn open_with(&self, config: NetworkConfig) -> Arc<PodNetwork> {
         let config = NetworkConfig {
             conf_dir: self.path("net.d"),
             bin_dirs: vec![self.plugins.directory().to_owned()],
             plugin_timeout_seconds: 10,
             conf_template: self.path("template"),
-            ..NetworkConfig::default()
+            ..config
         };
         PodNetwork::open(&config, &self.path("root")).unwrap()
     }
@@ -154,7 +158,6 @@ async fn a_pod_is_attached_checked_and_detached() {
     pod.attachment.port_mappings = vec![port(8080), port(0)];
     let attached = network.attach(&pod.attachment).await.unwrap();
     assert_eq!(attached.ips, ["10.1.0.7".parse::<IpAddr>().unwrap()]);
-    assert_eq!(attached.dns.nameservers, ["10.1.0.1"]);
     assert_eq!(attached.interfaces.len(), 1);
     assert_eq!(attached.interfaces[0].taps.len(), 1);
     assert_eq!(attached.routes[0].destination.to_string(), "0.0.0.0/0");
@@ -177,6 +180,74 @@ async fn a_pod_is_attached_checked_and_detached() {
     assert!(fixture.summaries().is_empty());
     let error = network.check("pod1").await.unwrap_err().to_string();
     assert_eq!(error, "pod pod1 is attached to no network");
+}
+
+#[tokio::test]
+async fn a_check_gives_way_to_whoever_detaches_the_pod() {
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    let network = fixture.open();
+    let pod = fixture.pod("pod1");
+    network.attach(&pod.attachment).await.unwrap();
+    let sign = fixture.path("checking");
+    let hanging = format!(
+        r#"[ "$CNI_COMMAND" = CHECK ] && touch {} && sleep 600; exit 0"#,
+        sign.display()
+    );
+    fixture.plugins.add("ports", &hanging);
+    let (checked, detached) = tokio::join!(network.check("pod1"), async {
+        while !sign.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let start = Instant::now();
+        network.detach("pod1").await.map(|()| start.elapsed())
+    });
+    let error = checked.unwrap_err();
+    assert!(matches!(error, NetworkError::CheckGivenUp(_)), "{error}");
+    assert!(
+        detached.unwrap() < Duration::from_secs(9),
+        "it waited for the check"
+    );
+    assert_eq!(fixture.records(), 0);
+}
+
+#[tokio::test]
+async fn a_network_that_is_turned_off_still_lets_its_pods_go() {
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    let (stopped, gone) = (fixture.pod("pod1"), fixture.pod("pod2"));
+    {
+        let network = fixture.open();
+        network.attach(&stopped.attachment).await.unwrap();
+        network.attach(&gone.attachment).await.unwrap();
+    }
+    fixture.plugins.calls();
+    let network = fixture.open_with(NetworkConfig {
+        enabled: false,
+        ..NetworkConfig::default()
+    });
+    assert_eq!(network.readiness(), Ok(()));
+    let new = fixture.pod("pod3");
+    let error = network.attach(&new.attachment).await.unwrap_err().to_string();
+    assert!(error.contains("network.enabled"), "{error}");
+    assert!(network.collect(&["pod1".to_owned()]).await.is_empty());
+    network.detach("pod1").await.unwrap();
+    assert_eq!(fixture.records(), 0);
+    // And nobody asks plugins what nobody wants to know.
+    let summaries: Vec<_> = fixture.plugins.calls().iter().map(Call::summary).collect();
+    assert_eq!(
+        summaries,
+        [
+            "DEL ports",
+            "DEL main",
+            "GC main",
+            "GC ports",
+            "DEL ports",
+            "DEL main"
+        ]
+    );
 }
 
 #[tokio::test]
