@@ -253,6 +253,31 @@ impl Daemon {
         self.wait_for_answer();
     }
 
+    /// Changes a configuration key of a private daemon, from its next start on.
+    pub fn reconfigure(&self, key: &str, value: impl Into<Value>) {
+        let path = self.config_file();
+        let text = fs::read_to_string(&path).expect("a private daemon has a configuration");
+        let mut config: Table = text.parse().expect("the configuration is TOML");
+        put(&mut config, key, value.into());
+        fs::write(path, config.to_string()).expect("the configuration is written");
+    }
+
+    /// Kills every machine of a private daemon, and waits until none is left.
+    #[track_caller]
+    pub fn kill_machines(&self) {
+        let cgroup = self.private_mut().cgroup.clone();
+        fs::write(cgroup.join("cgroup.kill"), "1").expect("a private daemon has a control group");
+        until("the machines to be gone", || {
+            let events =
+                fs::read_to_string(cgroup.join("cgroup.events")).expect("the control group's events");
+            if events.contains("populated 0") {
+                Ok(())
+            } else {
+                Err(events)
+            }
+        });
+    }
+
     #[track_caller]
     fn wait_for_answer(&self) {
         until("a private daemon to answer", || {

@@ -5,6 +5,7 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 /// Everything countable, by kind, each thing as a line that a person can search for.
@@ -14,14 +15,15 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// What the node has now: processes, mounts, network namespaces and devices, loop devices, control groups, and the
-    /// files below `directories`.
+    /// What the node has now: processes, mounts, network namespaces and devices, rules of the packet filter, loop devices,
+    /// control groups, and the files below `directories`.
     pub fn take(directories: &[PathBuf]) -> Self {
         let mut inventory = Self::default();
         inventory.add_processes();
         inventory.add_mounts();
         inventory.add("interface", names_in(Path::new("/sys/class/net")));
         inventory.add("named network namespace", names_in(Path::new("/run/netns")));
+        inventory.add("packet filter rule", packet_filter_rules());
         inventory.add("loop device", loop_devices());
         inventory.add("control group", directories_below(Path::new("/sys/fs/cgroup")));
         for directory in directories {
@@ -102,6 +104,24 @@ impl Inventory {
             }
         }
     }
+}
+
+/// Rules and chains of both families, without what they have counted.
+fn packet_filter_rules() -> Vec<String> {
+    let mut rules = Vec::new();
+    for program in ["iptables-save", "ip6tables-save"] {
+        let output = Command::new(program)
+            .output()
+            .unwrap_or_else(|error| panic!("{program}: {error}"));
+        assert!(output.status.success(), "{program}: {output:?}");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        rules.extend(lines.map(|line| {
+            let rule = line.split(" [").next().unwrap_or_default();
+            format!("{rule} ({program})")
+        }));
+    }
+    rules
 }
 
 fn loop_devices() -> Vec<String> {

@@ -9,7 +9,7 @@ use std::{
 
 use bulkhead_proto::cri::{
     PodSandboxConfig, PodSandboxMetadata, PodSandboxState, PodSandboxStatus, PodSandboxStatusRequest,
-    RemovePodSandboxRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StopPodSandboxRequest,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -128,6 +128,19 @@ impl Daemon {
     }
 }
 
+impl Daemon {
+    /// RunPodSandbox by gRPC with the metadata alone, for a call that is to fail: what it makes is not removed. The pod's id.
+    pub fn try_run_pod(&self, spec: &PodSpec) -> Result<String, Status> {
+        let request = RunPodSandboxRequest {
+            config: Some(spec.config()),
+            runtime_handler: String::new(),
+        };
+        self.cri()
+            .runtime(async |c| c.run_pod_sandbox(request).await)
+            .map(|answer| answer.pod_sandbox_id)
+    }
+}
+
 impl Pod<'_> {
     /// The sandbox's id.
     pub fn id(&self) -> &str {
@@ -220,6 +233,17 @@ impl Pod<'_> {
     #[track_caller]
     pub fn stop(&self) {
         self.daemon.crictl().ok(["stopp", &self.id]);
+    }
+
+    /// StopPodSandbox by gRPC.
+    pub fn try_stop(&self) -> Result<(), Status> {
+        let request = StopPodSandboxRequest {
+            pod_sandbox_id: self.id.clone(),
+        };
+        self.daemon
+            .cri()
+            .runtime(async |c| c.stop_pod_sandbox(request).await)
+            .map(drop)
     }
 
     /// `crictl rmp`, after `stopp` where it still runs.

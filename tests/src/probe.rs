@@ -1,4 +1,4 @@
-//! The node's own GNU tools as a layer that can be put on top of any image, so that the same tools look at a tree inside a
+//! The node's own tools as a layer that can be put on top of any image, so that the same tools look at a tree inside a
 //! container and outside of it.
 
 use std::{collections::BTreeSet, fs, path::PathBuf, process::Command};
@@ -14,21 +14,30 @@ const TOOLS: [&str; 4] = ["find", "getfattr", "sha256sum", "stat"];
 /// How to call the tools.
 #[derive(Clone, Debug)]
 pub struct Probe {
+    tools: &'static [&'static str],
     /// Name of the dynamic loader in the layer.
     loader: Option<String>,
 }
 
 impl Probe {
-    /// The tools of the node, as they are.
+    /// What looks at trees, as it is on the node.
     pub fn on_the_node() -> Self {
-        Self { loader: None }
+        Self {
+            tools: &TOOLS,
+            loader: None,
+        }
     }
 
-    /// A layer with the tools and every library they need, below `/.probe`, and how to call them in there.
+    /// A layer with what looks at trees, below `/.probe`, and how to call it in there.
     pub fn layer() -> (Archive, Self) {
+        Self::layer_with(&TOOLS)
+    }
+
+    /// A layer with these tools of the node and every library they need, below `/.probe`, and how to call them in there.
+    pub fn layer_with(tools: &'static [&'static str]) -> (Archive, Self) {
         let mut archive = Archive::new().directory(DIRECTORY, 0o755);
         let mut libraries = BTreeSet::new();
-        for tool in TOOLS {
+        for tool in tools {
             let path = which(tool);
             libraries.extend(libraries_of(&path));
             archive = archive.file(&format!("{DIRECTORY}/{tool}"), 0o755, &contents(&path));
@@ -46,12 +55,12 @@ impl Probe {
             }
         }
         assert!(loader.is_some(), "the node's tools name no dynamic loader");
-        (archive, Self { loader })
+        (archive, Self { tools, loader })
     }
 
     /// The words with which `tool` is called; its arguments follow.
     pub fn tool(&self, tool: &str) -> Vec<String> {
-        assert!(TOOLS.contains(&tool), "{tool} is not in the probe");
+        assert!(self.tools.contains(&tool), "{tool} is not in the probe");
         match &self.loader {
             None => vec![tool.to_owned()],
             Some(loader) => vec![

@@ -39,7 +39,7 @@ fn open_files(process: &std::path::Path) -> Vec<String> {
 
 #[test]
 #[ignore = "runs in the node: hack/test"]
-fn twenty_pods_leave_no_process_mount_namespace_file_or_control_group() {
+fn twenty_pods_leave_no_process_mount_namespace_address_file_or_control_group() {
     let daemon = Daemon::alone();
     let one_pod = |number: usize| {
         let pod = daemon.run_pod(PodSpec::new(&format!("leak-{number}")));
@@ -58,7 +58,12 @@ fn twenty_pods_leave_no_process_mount_namespace_file_or_control_group() {
     };
     // What is made once for all pods is there from here on.
     one_pod(0);
-    let directories = [daemon.root().to_owned(), daemon.state().to_owned()];
+    // The last has the addresses that host-local has given.
+    let directories = [
+        daemon.root().to_owned(),
+        daemon.state().to_owned(),
+        "/var/lib/cni".into(),
+    ];
     let process = daemon_process();
     let before = Inventory::take(&directories);
     let files_before = open_files(&process);
