@@ -126,9 +126,7 @@ impl Daemon {
             removed: AtomicBool::new(false),
         }
     }
-}
 
-impl Daemon {
     /// RunPodSandbox by gRPC with the metadata alone, for a call that is to fail: what it makes is not removed. The pod's id.
     pub fn try_run_pod(&self, spec: &PodSpec) -> Result<String, Status> {
         let request = RunPodSandboxRequest {

@@ -97,11 +97,8 @@ fn the_largest_datagrams_pass_a_network_with_jumbo_frames_both_ways() {
     let echo = echo_server(&pod);
     assert_eq!(echo.sh("cat /sys/class/net/eth0/mtu"), MTU.to_string());
     // What a datagram can have: 65,535 bytes less the headers of IPv4 and UDP, or of UDP alone.
-    for (address, here, length, headers) in addresses(&pod)
-        .into_iter()
-        .zip([("0.0.0.0:0", 65_507, 28), ("[::]:0", 65_527, 48)])
-        .map(|(address, (here, length, headers))| (address, here, length, headers))
-    {
+    let families = [("0.0.0.0:0", 65_507, 28), ("[::]:0", 65_527, 48)];
+    for (address, (here, length, headers)) in addresses(&pod).into_iter().zip(families) {
         // A frame of the full size passes whole.
         let size = (MTU - headers).to_string();
         host(
