@@ -93,16 +93,29 @@ impl Host {
         for (program, arguments) in [
             ("iptables-save", ""),
             ("ip6tables-save", ""),
-            ("ip", "-o link show"),
             ("tc", "qdisc show"),
         ] {
             let output = run(program, arguments).1;
             traces.extend(output.lines().filter(|line| !line.starts_with('#')).map(|line| {
-                // Counters, and numbers of interfaces that peers of others have.
+                // Without counters, and the numbers that queues are given.
                 let line = line.split(" [").next().unwrap_or_default();
-                line.split_once(": ").map_or(line, |(_, rest)| rest).to_owned()
+                match line.split_once(": dev ") {
+                    Some((queue, rest)) => {
+                        format!(
+                            "{} dev {rest}",
+                            queue.trim_end_matches(|c: char| c.is_ascii_alphanumeric())
+                        )
+                    }
+                    None => line.to_owned(),
+                }
             }));
         }
+        // Names alone: whether a bridge has a carrier follows its ports some time later, and peers have numbers of their own.
+        let links = run("ip", "-o link show").1;
+        traces.extend(links.lines().filter_map(|line| {
+            let name = line.split(": ").nth(1)?;
+            Some(format!("interface {}", name.split('@').next().unwrap_or(name)))
+        }));
         for entry in fs::read_dir(self.path("ipam/net")).into_iter().flatten() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             if !name.starts_with("last_reserved_ip") && name != "lock" {
