@@ -10,6 +10,7 @@ mod unknown_key;
 use std::{
     collections::BTreeMap,
     fs, io,
+    net::{AddrParseError, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -101,6 +102,10 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// The daemon's log.
     pub log: LogConfig,
+    /// Figures for Prometheus.
+    pub metrics: MetricsConfig,
+    /// Traces for a collector.
+    pub traces: TracesConfig,
     /// Runtime handlers beside the one with the empty name.
     pub handlers: BTreeMap<String, HandlerConfig>,
 }
@@ -173,6 +178,38 @@ pub enum LogFormat {
     Text,
     /// One JSON object per line.
     Json,
+}
+
+/// Figures for Prometheus.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// IP address and port; empty for none.
+    pub address: String,
+}
+
+impl MetricsConfig {
+    /// Where to listen.
+    ///
+    /// # Errors
+    ///
+    /// Why `address` is none.
+    pub fn socket_address(&self) -> Result<Option<SocketAddr>, AddrParseError> {
+        if self.address.is_empty() {
+            return Ok(None);
+        }
+        self.address.parse().map(Some)
+    }
+}
+
+/// Traces for a collector.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TracesConfig {
+    /// URL of a collector that takes OTLP over gRPC; empty for none.
+    pub endpoint: String,
+    /// Part of the calls that are traced, of those whose caller has not decided.
+    pub sample_ratio: f64,
 }
 
 /// What a runtime handler has of its own; the rest is that of [`VmDefaults`].
@@ -366,6 +403,20 @@ impl Config {
         if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&self.log.level) {
             return refuse("log.level", format!("{:?}", self.log.level), &error.to_string());
         }
+        if self.metrics.socket_address().is_err() {
+            return refuse(
+                "metrics.address",
+                format!("{:?}", self.metrics.address),
+                "it must be an IP address and a port, such as \"127.0.0.1:9464\" or \"[::1]:9464\", or empty",
+            );
+        }
+        if !(0.0..=1.0).contains(&self.traces.sample_ratio) {
+            return refuse(
+                "traces.sample_ratio",
+                self.traces.sample_ratio.to_string(),
+                "it is a part of the whole: 0.0 to 1.0",
+            );
+        }
         for name in self.handlers.keys() {
             // As Kubernetes has it for RuntimeClass.handler: a DNS label.
             let label = !name.is_empty()
@@ -429,6 +480,8 @@ impl Default for Config {
             network: NetworkConfig::default(),
             timeouts: Timeouts::default(),
             log: LogConfig::default(),
+            metrics: MetricsConfig::default(),
+            traces: TracesConfig::default(),
             handlers: BTreeMap::new(),
         }
     }
@@ -467,6 +520,15 @@ impl Default for Timeouts {
             boot_seconds: 60,
             agent_seconds: 60,
             recovery_seconds: 10,
+        }
+    }
+}
+
+impl Default for TracesConfig {
+    fn default() -> Self {
+        Self {
+            endpoint: String::new(),
+            sample_ratio: 1.0,
         }
     }
 }

@@ -4,11 +4,13 @@
 //! [`error`] and nowhere else.
 
 mod answers;
+mod calls;
 mod error;
 mod filter;
 mod images;
 mod info;
 mod listener;
+mod parts;
 mod runtime;
 pub mod server;
 

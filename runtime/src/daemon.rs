@@ -8,6 +8,7 @@ use crate::{
     image::{Converter, ImageError, ImageStore},
     lock::{DirectoryLock, LockError},
     network::PodNetwork,
+    observe::metrics::Metrics,
     sandbox::{
         Pod,
         host::Host,
@@ -71,6 +72,8 @@ pub struct Daemon {
     pub pods: Table<Pod>,
     /// Every container.
     pub containers: Table<Container>,
+    /// Figures for operators.
+    pub metrics: Arc<Metrics>,
     _locks: [DirectoryLock; 2],
 }
 
@@ -117,6 +120,8 @@ impl Daemon {
                     source,
                 })
             })?;
+        let (pods, containers) = (Table::default(), Table::default());
+        let metrics = Metrics::new(pods.clone(), containers.clone(), Arc::clone(&images));
         let daemon = Arc::new(Self {
             config,
             host,
@@ -126,8 +131,9 @@ impl Daemon {
             network,
             scratch,
             directories,
-            pods: Table::default(),
-            containers: Table::default(),
+            pods,
+            containers,
+            metrics: Arc::new(metrics),
             _locks: locks,
         });
         recover::recover(&daemon).await?;

@@ -17,6 +17,7 @@ pub mod lock;
 pub mod logs;
 pub mod network;
 pub mod notify;
+pub mod observe;
 pub mod refusal;
 pub mod sandbox;
 pub mod store;

@@ -5,17 +5,17 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 use anyhow::Context;
 use bulkhead_runtime::{
     allocator,
-    config::{Config, DEFAULT_TEXT, LogFormat},
+    config::{Config, DEFAULT_TEXT},
     cri::server::serve,
     daemon::Daemon,
     image::{Converter, converter},
     notify,
+    observe::{endpoint::MetricsEndpoint, log},
     sandbox::host::Linux,
 };
 use clap::{Parser, Subcommand};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 /// Runs Kubernetes pods in virtual machines of their own.
 #[derive(Debug, Parser)]
@@ -68,8 +68,6 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = Config::load(arguments.config.as_deref())?;
-    start_log(&config)?;
-    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING_THREADS)
@@ -78,11 +76,22 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start threads")?;
+    let traces = {
+        let _entered = runtime.enter();
+        log::start(&config)?
+    };
+    raise_file_limit();
     let served = runtime.block_on(async {
         // Before anything is found again: a signal that comes then must not be lost.
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+        let metrics_address = config.metrics.socket_address()?;
         let daemon = Daemon::start(config, Arc::new(Linux::default()), Converter::default()).await?;
+        if let Some(address) = metrics_address {
+            let endpoint = MetricsEndpoint::open(address, Arc::clone(&daemon.metrics)).await?;
+            tracing::info!(%address, "telling Prometheus");
+            tokio::spawn(endpoint.serve());
+        }
         let end = async move {
             tokio::select! {
                 _ = terminate.recv() => {}
@@ -100,6 +109,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         daemon.images.close().await;
         Ok(served?)
     });
+    if let Some(traces) = traces {
+        traces.close();
+    }
     // What is under way is made again or undone by the next daemon, so nothing is waited for long.
     runtime.shutdown_timeout(Duration::from_secs(2));
     served
@@ -112,18 +124,4 @@ fn raise_file_limit() {
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
-}
-
-fn start_log(config: &Config) -> anyhow::Result<()> {
-    let filter = EnvFilter::builder()
-        .parse(&config.log.level)
-        .context("log.level")?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match config.log.format {
-        LogFormat::Text => subscriber.with_ansi(false).init(),
-        LogFormat::Json => subscriber.json().flatten_event(true).init(),
-    }
-    Ok(())
 }

@@ -48,6 +48,7 @@ pub async fn create(
 
     let volumes = image_volume::resolve(daemon, &mut config)?;
     let id = new_id();
+    tracing::Span::current().record("container", &id);
     let mut request = request(daemon, pod, &config, &image, &id)?;
     let stop_signal = stop_signal(&config, &image)?;
     let log_path = validate::log_path(&config, &pod.config)?;

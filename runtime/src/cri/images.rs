@@ -8,11 +8,15 @@ use bulkhead_proto::cri::{
     PullImageRequest, PullImageResponse, RemoveImageRequest, RemoveImageResponse, StreamImagesRequest,
     StreamImagesResponse, UInt64Value, image_service_server::ImageService,
 };
-use futures_util::stream::Iter;
-use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::{answers, error::Failure, info, runtime::answer};
+use super::{
+    answers,
+    error::Failure,
+    info,
+    parts::{self, Parts},
+    runtime::answer,
+};
 use crate::{
     daemon::Daemon,
     identity::now_ns,
@@ -47,33 +51,9 @@ impl ImageHandlers {
     }
 }
 
-/// Most images of one message of a stream, and most bytes of them: clients take 4 MiB by default.
-const PART_IMAGES: usize = 200;
-const PART_BYTES: usize = 1 << 20;
-
-/// `images` in parts that fit a message each. An image that is larger alone has a part of its own.
-fn parts(images: Vec<Image>) -> Vec<Vec<Image>> {
-    let mut parts: Vec<Vec<Image>> = Vec::new();
-    let mut bytes = 0;
-    for image in images {
-        let size = image.encoded_len();
-        match parts.last_mut() {
-            Some(part) if part.len() < PART_IMAGES && bytes + size <= PART_BYTES => {
-                part.push(image);
-                bytes += size;
-            }
-            _ => {
-                parts.push(vec![image]);
-                bytes = size;
-            }
-        }
-    }
-    parts
-}
-
 #[tonic::async_trait]
 impl ImageService for ImageHandlers {
-    type StreamImagesStream = Iter<std::vec::IntoIter<Result<StreamImagesResponse, Status>>>;
+    type StreamImagesStream = Parts<StreamImagesResponse>;
 
     async fn list_images(
         &self,
@@ -183,12 +163,8 @@ impl ImageService for ImageHandlers {
         &self,
         request: Request<StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
-        let parts = parts(self.listed(request.into_inner().filter));
-        let answers: Vec<_> = parts
-            .into_iter()
-            .map(|images| Ok(StreamImagesResponse { images }))
-            .collect();
-        Ok(Response::new(futures_util::stream::iter(answers)))
+        let images = self.listed(request.into_inner().filter);
+        Ok(parts::stream(images, |images| StreamImagesResponse { images }))
     }
 }
 
@@ -198,31 +174,4 @@ fn name(image: Option<ImageSpec>) -> Result<String, Refusal> {
         return Err(Refusal::invalid("image", "it is missing"));
     }
     Ok(name)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stream_of_images_comes_in_parts_that_fit() {
-        let image = |name: usize, tags: usize| Image {
-            id: name.to_string(),
-            repo_tags: vec!["x".repeat(1000); tags],
-            ..Image::default()
-        };
-        assert!(parts(Vec::new()).is_empty());
-        let many: Vec<_> = (0..1001).map(|index| image(index, 1)).collect();
-        let large: Vec<_> = (0..10).map(|index| image(index, 400)).collect();
-        let huge = vec![image(0, 1), image(1, 5000), image(2, 1)];
-        for (images, expected) in [(many, 6), (large, 5), (huge, 3)] {
-            let parts = parts(images.clone());
-            assert_eq!(parts.len(), expected);
-            for part in &parts {
-                let bytes: usize = part.iter().map(Message::encoded_len).sum();
-                assert!(part.len() <= PART_IMAGES && (bytes <= PART_BYTES || part.len() == 1));
-            }
-            assert_eq!(parts.concat(), images);
-        }
-    }
 }

@@ -1,14 +1,20 @@
 //! RuntimeService.
 
-use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, time::Instant};
+use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc};
 
 #[allow(clippy::wildcard_imports, reason = "requests and answers of all 37 calls")]
-use bulkhead_proto::cri::{runtime_service_server::RuntimeService, *};
+use bulkhead_proto::cri::{self, runtime_service_server::RuntimeService, *};
 use futures_util::stream::Empty;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
+use tracing::{Instrument, Span};
 
-use super::{API_VERSION, KUBE_API_VERSION, RUNTIME_NAME, answers, error::Failure, filter, info};
+use super::{
+    API_VERSION, KUBE_API_VERSION, RUNTIME_NAME, answers,
+    error::Failure,
+    filter, info,
+    parts::{self, Parts},
+};
 use crate::{
     check,
     container::{self, Container, ContainerError},
@@ -29,16 +35,51 @@ impl RuntimeHandlers {
         Self { daemon }
     }
 
+    /// The pod that a call is about.
     fn pod(&self, id: &str) -> Result<Arc<Pod>, Failure> {
-        find(&self.daemon.pods, id, "pod_sandbox_id", |error| {
+        let pod = find(&self.daemon.pods, id, "pod_sandbox_id", |error| {
             PodError::Lookup(error).into()
-        })
+        })?;
+        Span::current().record("pod", &pod.id);
+        Ok(pod)
     }
 
+    /// The container that a call is about.
     fn container(&self, id: &str) -> Result<Arc<Container>, Failure> {
-        find(&self.daemon.containers, id, "container_id", |error| {
+        let container = find(&self.daemon.containers, id, "container_id", |error| {
             ContainerError::Lookup(error).into()
-        })
+        })?;
+        Span::current()
+            .record("pod", &container.pod_id)
+            .record("container", &container.id);
+        Ok(container)
+    }
+
+    /// The pods of a list that `filter` lets pass.
+    fn pods_asked_for(&self, filter: Option<&PodSandboxFilter>) -> Vec<PodSandbox> {
+        let pods = self.daemon.pods.all();
+        let asked = pods
+            .iter()
+            .filter(|pod| filter::pod(filter, &pod.id, answers::pod_state(pod), &pod.config.labels));
+        asked.map(|pod| answers::pod_item(pod)).collect()
+    }
+
+    /// The containers of a list that `filter` lets pass.
+    fn containers_asked_for(&self, filter: Option<&ContainerFilter>) -> Vec<cri::Container> {
+        let containers = self.daemon.containers.all();
+        let asked = containers.iter().filter(|container| {
+            let state = answers::container_state(container.phase());
+            filter::container(
+                filter,
+                &container.id,
+                &container.pod_id,
+                state,
+                &container.config.labels,
+            )
+        });
+        asked
+            .map(|container| answers::container_item(container))
+            .collect()
     }
 }
 
@@ -47,8 +88,8 @@ type None_<T> = Empty<Result<T, Status>>;
 
 #[tonic::async_trait]
 impl RuntimeService for RuntimeHandlers {
-    type StreamPodSandboxesStream = None_<StreamPodSandboxesResponse>;
-    type StreamContainersStream = None_<StreamContainersResponse>;
+    type StreamPodSandboxesStream = Parts<StreamPodSandboxesResponse>;
+    type StreamContainersStream = Parts<StreamContainersResponse>;
     type StreamContainerStatsStream = None_<StreamContainerStatsResponse>;
     type StreamPodSandboxStatsStream = None_<StreamPodSandboxStatsResponse>;
     type GetContainerEventsStream = None_<ContainerEventResponse>;
@@ -201,19 +242,8 @@ impl RuntimeService for RuntimeHandlers {
         &self,
         request: Request<ListPodSandboxRequest>,
     ) -> Result<Response<ListPodSandboxResponse>, Status> {
-        let filter = request.into_inner().filter;
-        let pods = self.daemon.pods.all();
-        let asked = pods.iter().filter(|pod| {
-            filter::pod(
-                filter.as_ref(),
-                &pod.id,
-                answers::pod_state(pod),
-                &pod.config.labels,
-            )
-        });
-        Ok(Response::new(ListPodSandboxResponse {
-            items: asked.map(|pod| answers::pod_item(pod)).collect(),
-        }))
+        let items = self.pods_asked_for(request.into_inner().filter.as_ref());
+        Ok(Response::new(ListPodSandboxResponse { items }))
     }
 
     async fn create_container(
@@ -297,21 +327,7 @@ impl RuntimeService for RuntimeHandlers {
         &self,
         request: Request<ListContainersRequest>,
     ) -> Result<Response<ListContainersResponse>, Status> {
-        let filter = request.into_inner().filter;
-        let containers = self.daemon.containers.all();
-        let asked = containers.iter().filter(|container| {
-            let state = answers::container_state(container.phase());
-            filter::container(
-                filter.as_ref(),
-                &container.id,
-                &container.pod_id,
-                state,
-                &container.config.labels,
-            )
-        });
-        let containers = asked
-            .map(|container| answers::container_item(container))
-            .collect();
+        let containers = self.containers_asked_for(request.into_inner().filter.as_ref());
         Ok(Response::new(ListContainersResponse { containers }))
     }
 
@@ -365,16 +381,22 @@ impl RuntimeService for RuntimeHandlers {
 
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<StreamPodSandboxesRequest>,
+        request: Request<StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        absent("StreamPodSandboxes")
+        let pods = self.pods_asked_for(request.into_inner().filter.as_ref());
+        Ok(parts::stream(pods, |pod_sandboxes| StreamPodSandboxesResponse {
+            pod_sandboxes,
+        }))
     }
 
     async fn stream_containers(
         &self,
-        _: Request<StreamContainersRequest>,
+        request: Request<StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        absent("StreamContainers")
+        let containers = self.containers_asked_for(request.into_inner().filter.as_ref());
+        Ok(parts::stream(containers, |containers| StreamContainersResponse {
+            containers,
+        }))
     }
 
     async fn update_container_resources(
@@ -514,31 +536,22 @@ impl RuntimeService for RuntimeHandlers {
     }
 }
 
-/// Runs a handler and tells the log how it ended.
+/// Runs a handler and tells the log of a failure.
 pub(super) async fn answer<T>(
     call: &'static str,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<Response<T>, Status> {
-    let started = Instant::now();
     // Large futures are kept off the stack of the task.
     let work: Pin<Box<_>> = Box::pin(work);
-    let result = work.await;
-    let elapsed = started.elapsed();
-    match result {
-        Ok(answer) => {
-            tracing::debug!(call, ?elapsed, "answered");
-            Ok(Response::new(answer))
+    work.await.map(Response::new).map_err(|failure| {
+        let status = failure.into_status();
+        if status.code() == Code::NotFound {
+            tracing::debug!(call, error = status.message(), "refused");
+        } else {
+            tracing::warn!(call, code = ?status.code(), error = status.message(), "refused or failed");
         }
-        Err(failure) => {
-            let status = failure.into_status();
-            if status.code() == Code::NotFound {
-                tracing::debug!(call, ?elapsed, error = status.message(), "answered");
-            } else {
-                tracing::warn!(call, ?elapsed, code = ?status.code(), error = status.message(), "refused or failed");
-            }
-            Err(status)
-        }
-    }
+        status
+    })
 }
 
 /// Runs an operation to its end, whatever becomes of the client: none is left half done.
@@ -546,7 +559,7 @@ fn detached<T: Send + 'static, E: Send + 'static>(
     interrupted: E,
     work: impl Future<Output = Result<T, E>> + Send + 'static,
 ) -> impl Future<Output = Result<T, E>> + Send {
-    let running = tokio::spawn(work);
+    let running = tokio::spawn(work.in_current_span());
     async { running.await.unwrap_or(Err(interrupted)) }
 }
 

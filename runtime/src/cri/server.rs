@@ -9,7 +9,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{body::Body, server::NamedService, transport::Server};
 use tower::Service;
 
-use super::{images::ImageHandlers, listener, runtime::RuntimeHandlers};
+use super::{calls, images::ImageHandlers, listener, runtime::RuntimeHandlers};
 use crate::daemon::Daemon;
 
 pub use super::listener::ListenError;
@@ -60,7 +60,8 @@ pub async fn serve(
     let leaving = async {
         let _ = leaving.await;
     };
-    let server = Server::builder().serve_with_incoming_shutdown(route(runtime, images), incoming, leaving);
+    let service = calls::around(route(runtime, images), Arc::clone(&daemon.metrics));
+    let server = Server::builder().serve_with_incoming_shutdown(service, incoming, leaving);
     tokio::pin!(server);
     tokio::select! {
         ended = &mut server => return Ok(ended?),

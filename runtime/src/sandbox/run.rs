@@ -12,6 +12,7 @@ use bulkhead_proto::{
     cri::PodSandboxConfig,
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{
     boot, cgroup,
@@ -55,6 +56,24 @@ pub struct StartupTimes {
     pub total: Duration,
 }
 
+impl StartupTimes {
+    /// Each with its name in figures.
+    pub fn phases(&self) -> [(&'static str, Duration); 10] {
+        [
+            ("record", self.record),
+            ("network", self.network),
+            ("resources", self.resources),
+            ("spawn", self.spawn),
+            ("boot", self.boot),
+            ("guest_kernel", self.guest_kernel),
+            ("guest_agent", self.guest_agent),
+            ("network_wait", self.network_wait),
+            ("configure", self.configure),
+            ("total", self.total),
+        ]
+    }
+}
+
 /// Makes a pod and returns its id when it is ready. A request whose client goes away is undone, as is one that fails.
 ///
 /// # Errors
@@ -69,6 +88,7 @@ pub async fn run(
     let started = Instant::now();
     let name = Pod::name(validate::pod(&config, &runtime_handler, &daemon.config)?);
     let id = new_id();
+    tracing::Span::current().record("pod", &id);
     let reservation = daemon.pods.reserve(&name, &id)?;
 
     let linux = config.linux.as_ref();
@@ -97,6 +117,7 @@ pub async fn run(
             times.total = started.elapsed();
             pod.change(|state| state.startup = Some(times));
             rollback.keep();
+            daemon.metrics.pod_started(&times);
             reservation.fill(Arc::clone(&pod));
             tracing::info!(pod = %id, pid = machine.identity().pid, ?times, "the pod is ready");
             tokio::spawn(stop::watch(Arc::clone(daemon), pod, machine));
@@ -170,7 +191,10 @@ async fn make(
         }
         joined
     };
-    let (joined, booted) = tokio::join!(joining, boot::boot(daemon, pod, &give_up, rollback, &mut times));
+    let (joined, booted) = tokio::join!(
+        joining.instrument(tracing::info_span!("network")),
+        boot::boot(daemon, pod, &give_up, rollback, &mut times).instrument(tracing::info_span!("boot"))
+    );
     let both = lap.end();
     // What is wrong with the network is the cause, where both failed.
     let (joined, network) = joined?;
@@ -183,16 +207,19 @@ async fn make(
         request,
         addresses,
     } = joined;
-    for interface in interfaces {
-        machine
-            .add_net(interface)
-            .await
-            .map_err(|source| PodError::Machine {
-                id: pod.id.clone(),
-                source: source.into(),
-            })?;
-    }
-    configure(pod, &machine, request, &addresses).await?;
+    let configuring = async {
+        for interface in interfaces {
+            machine
+                .add_net(interface)
+                .await
+                .map_err(|source| PodError::Machine {
+                    id: pod.id.clone(),
+                    source: source.into(),
+                })?;
+        }
+        configure(pod, &machine, request, &addresses).await
+    };
+    configuring.instrument(tracing::info_span!("configure")).await?;
     times.configure = lap.end();
 
     pod.change(|state| {

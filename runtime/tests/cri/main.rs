@@ -19,6 +19,7 @@ mod double;
 mod kills;
 mod logs;
 mod node;
+mod observe;
 mod pods;
 mod restarts;
 

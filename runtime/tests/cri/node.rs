@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     io,
+    net::{Ipv4Addr, SocketAddr},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -18,12 +19,13 @@ use bulkhead_runtime::{
     cri::server::serve,
     daemon::{Daemon, StartError},
     image::{Converter, ImageStore},
+    observe::endpoint::MetricsEndpoint,
     sandbox::host::Host,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{net::UnixStream, runtime::Runtime};
 use tonic::{
-    Status,
+    Status, Streaming,
     transport::{Channel, Endpoint},
 };
 
@@ -80,6 +82,7 @@ pub struct Node {
     daemon: Option<(Runtime, Arc<ImageStore>)>,
     client: Runtime,
     pub channel: Channel,
+    metrics_address: Option<SocketAddr>,
     pub image: String,
     _registry: Registry,
 }
@@ -147,6 +150,7 @@ impl Node {
             daemon: None,
             client,
             channel,
+            metrics_address: None,
             image,
             _registry: registry,
         };
@@ -160,6 +164,10 @@ impl Node {
         let runtime = Runtime::new().unwrap();
         let daemon = runtime.block_on(self.start_daemon()).unwrap();
         let images = Arc::clone(&daemon.images);
+        let endpoint = MetricsEndpoint::open((Ipv4Addr::LOCALHOST, 0).into(), Arc::clone(&daemon.metrics));
+        let endpoint = runtime.block_on(endpoint).unwrap();
+        self.metrics_address = Some(endpoint.address().unwrap());
+        runtime.spawn(endpoint.serve());
         let (ready, is_ready) = std::sync::mpsc::channel();
         runtime.spawn(async move {
             let told = || ready.send(()).unwrap();
@@ -167,6 +175,11 @@ impl Node {
         });
         is_ready.recv_timeout(PATIENCE).unwrap();
         self.daemon = Some((runtime, images));
+    }
+
+    /// Where the daemon tells Prometheus its figures.
+    pub fn metrics_address(&self) -> SocketAddr {
+        self.metrics_address.unwrap()
     }
 
     /// A second daemon on the same directories.
@@ -237,6 +250,21 @@ impl Node {
                 .await
                 .expect("an answer in time")
                 .map(tonic::Response::into_inner)
+        })
+    }
+
+    /// All messages of a call of RuntimeService that streams.
+    pub fn streamed<T>(
+        &self,
+        call: impl AsyncFnOnce(RuntimeServiceClient<Channel>) -> Result<tonic::Response<Streaming<T>>, Status>,
+    ) -> Vec<T> {
+        let mut stream = self.runtime(call).unwrap();
+        self.client.block_on(async {
+            let mut messages = Vec::new();
+            while let Some(message) = stream.message().await.unwrap() {
+                messages.push(message);
+            }
+            messages
         })
     }
 
@@ -408,9 +436,17 @@ impl Node {
     }
 
     pub fn containers(&self) -> Vec<Container> {
-        self.runtime(async |mut c| c.list_containers(ListContainersRequest::default()).await)
+        let containers = self
+            .runtime(async |mut c| c.list_containers(ListContainersRequest::default()).await)
             .unwrap()
-            .containers
+            .containers;
+        let streamed: Vec<_> = self
+            .streamed(async |mut c| c.stream_containers(StreamContainersRequest::default()).await)
+            .into_iter()
+            .flat_map(|message| message.containers)
+            .collect();
+        assert_eq!(streamed.len(), containers.len());
+        containers
     }
 
     pub fn wait_exited(&self, id: &str) -> ContainerStatus {

@@ -53,11 +53,21 @@ fn pods_are_found_by_filter_and_by_the_beginning_of_their_id() {
     let b = node.run_pod("b");
     node.stop_pod(&b).unwrap();
     let list = |filter: PodSandboxFilter| -> Vec<String> {
-        let request = ListPodSandboxRequest { filter: Some(filter) };
+        let filter = Some(filter);
+        let request = ListPodSandboxRequest {
+            filter: filter.clone(),
+        };
         let items = node
             .runtime(async |mut c| c.list_pod_sandbox(request).await)
             .unwrap()
             .items;
+        let request = StreamPodSandboxesRequest { filter };
+        let streamed: Vec<_> = node
+            .streamed(async |mut c| c.stream_pod_sandboxes(request).await)
+            .into_iter()
+            .flat_map(|message| message.pod_sandboxes)
+            .collect();
+        assert_eq!(streamed, items);
         items.into_iter().map(|pod| pod.id).collect()
     };
     assert_eq!(list(PodSandboxFilter::default()).len(), 2);
@@ -353,7 +363,6 @@ fn calls_of_later_versions_are_refused_by_name() {
         list_container_stats(ListContainerStatsRequest::default()) = "ListContainerStats";
         pod_sandbox_stats(PodSandboxStatsRequest::default()) = "PodSandboxStats";
         get_container_events(GetEventsRequest::default()) = "GetContainerEvents";
-        stream_containers(StreamContainersRequest::default()) = "StreamContainers";
         update_container_resources(UpdateContainerResourcesRequest::default()) = "UpdateContainerResources";
         checkpoint_pod(CheckpointPodRequest::default()) = "CheckpointPod";
     }
