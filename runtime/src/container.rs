@@ -15,6 +15,7 @@ pub mod signal;
 pub mod start;
 pub mod stop;
 mod streams;
+pub mod update;
 mod validate;
 
 use std::{
@@ -55,16 +56,15 @@ pub struct Container {
     pub stop_signal: u32,
     /// Who its first process is.
     pub user: Option<UserRecord>,
-    /// Limits in force.
-    pub resources: Option<LinuxContainerResources>,
     /// Nanoseconds since the epoch.
     pub created_at_ns: i64,
-    /// For whoever starts or removes it.
+    /// For whoever starts, changes or removes it.
     turns: Turns,
     state: watch::Sender<ContainerState>,
     /// When it will be killed, while it is being stopped.
     kill_at: watch::Sender<Option<Instant>>,
     log: Mutex<Option<OpenLog>>,
+    resources: Mutex<Option<LinuxContainerResources>>,
 }
 
 /// What changes in a container's life.
@@ -116,12 +116,12 @@ impl Container {
             image: record.image.unwrap_or_default(),
             stop_signal: record.stop_signal,
             user: record.user,
-            resources: record.resources,
             created_at_ns: record.created_at_ns,
             turns: Turns::default(),
             state: watch::Sender::new(state),
             kill_at: watch::Sender::new(None),
             log: Mutex::default(),
+            resources: Mutex::new(record.resources),
         }
     }
 
@@ -139,7 +139,7 @@ impl Container {
             image: Some(self.image.clone()),
             stop_signal: self.stop_signal,
             user: self.user.clone(),
-            resources: self.resources.clone(),
+            resources: self.resources(),
             phase: state.phase.into(),
             created_at_ns: self.created_at_ns,
             started_at_ns: state.started_at_ns,
@@ -158,6 +158,14 @@ impl Container {
     /// Its state now.
     pub fn state(&self) -> ContainerState {
         self.state.borrow().clone()
+    }
+
+    /// Limits in force.
+    pub fn resources(&self) -> Option<LinuxContainerResources> {
+        self.resources
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Where in its life it is now.

@@ -81,6 +81,18 @@ pub enum ContainerError {
     /// Its control group.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// A memory limit that its processes are over already.
+    #[error(
+        "container {container} uses {used} bytes of memory that cannot be taken back, which is more than the new limit of {limit}"
+    )]
+    OverLimit {
+        /// The container.
+        container: String,
+        /// Bytes.
+        used: u64,
+        /// Bytes.
+        limit: u64,
+    },
     /// Its user.
     #[error(transparent)]
     User(#[from] UserError),

@@ -16,4 +16,5 @@ pub mod spec;
 pub mod state;
 pub mod sysctl;
 pub mod table;
+mod update;
 pub mod user;

@@ -145,6 +145,19 @@ impl Bounded for agent::ConfigureNetworkRequest {
     }
 }
 
+impl Bounded for agent::Resources {
+    fn check(&self) -> Result<(), BoundError> {
+        map("resources.unified", &self.unified)
+    }
+}
+
+impl Bounded for agent::UpdateContainerRequest {
+    fn check(&self) -> Result<(), BoundError> {
+        id("container_id", &self.container_id)?;
+        self.resources.as_ref().map_or(Ok(()), Bounded::check)
+    }
+}
+
 impl Bounded for agent::CreateContainerRequest {
     fn check(&self) -> Result<(), BoundError> {
         id("container_id", &self.container_id)?;
@@ -166,10 +179,7 @@ impl Bounded for agent::CreateContainerRequest {
         strings("masked_paths", self.masked_paths.iter())?;
         strings("readonly_paths", self.readonly_paths.iter())?;
         optional_id("pid_target", &self.pid_target)?;
-        match &self.resources {
-            Some(resources) => map("resources.unified", &resources.unified),
-            None => Ok(()),
-        }
+        self.resources.as_ref().map_or(Ok(()), Bounded::check)
     }
 }
 

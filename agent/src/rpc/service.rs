@@ -19,7 +19,7 @@ use crate::{
         engine::Engine,
         exec::ExecRequest,
         sandbox::Sandbox,
-        spec::{ContainerSpec, ProcessSpec},
+        spec::{ContainerSpec, ProcessSpec, Resources},
     },
     init::{clock, log},
     io::registry::ProcessName,
@@ -189,6 +189,22 @@ impl Agent for AgentService {
             pid,
             started_at_ns,
         }))
+    }
+
+    async fn update_container(
+        &self,
+        request: Request<agent::UpdateContainerRequest>,
+    ) -> Answer<agent::UpdateContainerResponse> {
+        let request = checked(request)?;
+        let resources = request.resources.unwrap_or_default();
+        let resources = Resources::parse(resources).map_err(|error| error.status())?;
+        let engine = self.engine.clone();
+        to_its_end(async move {
+            let updated = engine.update(&request.container_id, &resources).await;
+            updated.map_err(|error| error.status())
+        })
+        .await?;
+        Ok(Response::new(agent::UpdateContainerResponse {}))
     }
 
     async fn exec_process(

@@ -108,6 +108,7 @@ impl Coded for ContainerError {
             Self::BeingCreated(_)
             | Self::WrongState { .. }
             | Self::StillRuns { .. }
+            | Self::OverLimit { .. }
             | Self::NoTerminal { .. } => Code::FailedPrecondition,
             Self::TooMany { .. } | Self::Overlay(OverlayError::TooMany { .. }) => Code::ResourceExhausted,
             Self::NotInImage { .. } => Code::OutOfRange,

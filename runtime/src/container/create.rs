@@ -146,7 +146,10 @@ fn request(
         privileged: security.privileged,
         pid_namespace: pid_namespace.into(),
         pid_target,
-        resources: Some(resources(linux.and_then(|linux| linux.resources.as_ref()))?),
+        resources: linux
+            .and_then(|linux| linux.resources.as_ref())
+            .map(|asked| resources("config.linux.resources", asked))
+            .transpose()?,
     })
 }
 

@@ -1,30 +1,25 @@
-//! Limits of a container, from CRI's fields to control group files of the guest.
+//! Limits of a container, from CRI's fields to control group files of the guest, at its start and later.
 
 use bulkhead_proto::{agent, cri::LinuxContainerResources};
 
 use crate::refusal::Refusal;
 
-const FIELD: &str = "config.linux.resources";
-
 /// The kernel's default period, in microseconds.
 const DEFAULT_PERIOD_US: u64 = 100_000;
 
-/// The limits in the agent's terms. Zero means "not said" everywhere, as CRI has it.
+/// The limits that `field` of a request asks for, in the agent's terms. Zero means "not said" everywhere, as CRI has it.
 ///
 /// # Errors
 ///
 /// [`Refusal`] for what a guest cannot have, and for numbers that mean nothing.
-pub(super) fn resources(asked: Option<&LinuxContainerResources>) -> Result<agent::Resources, Refusal> {
-    let Some(asked) = asked else {
-        return Ok(agent::Resources::default());
-    };
-    for (field, value) in [
+pub(super) fn resources(field: &str, asked: &LinuxContainerResources) -> Result<agent::Resources, Refusal> {
+    for (name, value) in [
         ("cpuset_cpus", &asked.cpuset_cpus),
         ("cpuset_mems", &asked.cpuset_mems),
     ] {
         if !value.is_empty() {
             return Err(Refusal::not_yet(
-                format!("{FIELD}.{field}"),
+                format!("{field}.{name}"),
                 format!(
                     "{value:?} names processors or memory nodes of the host, to which a pod is not pinned"
                 ),
@@ -33,11 +28,11 @@ pub(super) fn resources(asked: Option<&LinuxContainerResources>) -> Result<agent
     }
     if let Some(pages) = asked.hugepage_limits.iter().find(|pages| pages.limit > 0) {
         return Err(Refusal::not_yet(
-            format!("{FIELD}.hugepage_limits"),
+            format!("{field}.hugepage_limits"),
             format!("{} pages of {} bytes cannot be had", pages.page_size, pages.limit),
         ));
     }
-    for (field, value, least) in [
+    for (name, value, least) in [
         ("cpu_period", asked.cpu_period, 0),
         ("cpu_quota", asked.cpu_quota, -1),
         ("cpu_shares", asked.cpu_shares, 0),
@@ -46,14 +41,14 @@ pub(super) fn resources(asked: Option<&LinuxContainerResources>) -> Result<agent
     ] {
         if value < least {
             return Err(Refusal::invalid(
-                format!("{FIELD}.{field}"),
+                format!("{field}.{name}"),
                 format!("{value} is less than {least}, the least that means something"),
             ));
         }
     }
     if !(-1000..=1000).contains(&asked.oom_score_adj) {
         return Err(Refusal::invalid(
-            format!("{FIELD}.oom_score_adj"),
+            format!("{field}.oom_score_adj"),
             format!("{} is not between -1000 and 1000", asked.oom_score_adj),
         ));
     }
@@ -65,7 +60,7 @@ pub(super) fn resources(asked: Option<&LinuxContainerResources>) -> Result<agent
             && !name.starts_with("cgroup.");
         if !good {
             return Err(Refusal::invalid(
-                format!("{FIELD}.unified"),
+                format!("{field}.unified"),
                 format!("{name:?} is no limit of a control group, such as \"memory.high\""),
             ));
         }
@@ -77,10 +72,64 @@ pub(super) fn resources(asked: Option<&LinuxContainerResources>) -> Result<agent
         cpu_period_us: positive(asked.cpu_quota)
             .map(|_| positive(asked.cpu_period).unwrap_or(DEFAULT_PERIOD_US)),
         memory_limit_bytes: memory_limit,
-        memory_swap_bytes: swap(memory_limit, asked.memory_swap_limit_in_bytes)?,
+        memory_swap_bytes: swap(field, memory_limit, asked.memory_swap_limit_in_bytes)?,
         pids_limit: None,
         unified: asked.unified.clone(),
     })
+}
+
+/// What is in force after an update: what it says, and where it says nothing (0, empty) what was before.
+pub(super) fn merged(
+    before: &LinuxContainerResources,
+    update: &LinuxContainerResources,
+) -> LinuxContainerResources {
+    let either = |new: i64, old: i64| if new == 0 { old } else { new };
+    let memory_limit_in_bytes = either(update.memory_limit_in_bytes, before.memory_limit_in_bytes);
+    // The limit of both moves with that of memory, so that there is as much swap as before.
+    let swap = before.memory_swap_limit_in_bytes;
+    let moved = match (before.memory_limit_in_bytes, memory_limit_in_bytes) {
+        (old @ 1.., new @ 1..) if swap > 0 => swap.saturating_sub(old).saturating_add(new),
+        (_, -1) if swap > 0 => -1,
+        _ => swap,
+    };
+    let mut unified = before.unified.clone();
+    unified.extend(update.unified.clone());
+    LinuxContainerResources {
+        cpu_period: either(update.cpu_period, before.cpu_period),
+        cpu_quota: either(update.cpu_quota, before.cpu_quota),
+        cpu_shares: either(update.cpu_shares, before.cpu_shares),
+        memory_limit_in_bytes,
+        memory_swap_limit_in_bytes: either(update.memory_swap_limit_in_bytes, moved),
+        oom_score_adj: if update.oom_score_adj == 0 {
+            before.oom_score_adj
+        } else {
+            update.oom_score_adj
+        },
+        cpuset_cpus: update.cpuset_cpus.clone(),
+        cpuset_mems: update.cpuset_mems.clone(),
+        hugepage_limits: update.hugepage_limits.clone(),
+        unified,
+    }
+}
+
+/// The limits in the agent's terms for a container that has some already: what is unlimited is said, so that a limit before
+/// goes.
+///
+/// # Errors
+///
+/// As [`resources`].
+pub(super) fn changed(field: &str, wanted: &LinuxContainerResources) -> Result<agent::Resources, Refusal> {
+    let mut limits = resources(field, wanted)?;
+    if wanted.cpu_quota == -1 {
+        limits.cpu_period_us = Some(positive(wanted.cpu_period).unwrap_or(DEFAULT_PERIOD_US));
+    }
+    if wanted.memory_limit_in_bytes == -1 {
+        limits.memory_limit_bytes = Some(u64::MAX);
+    }
+    if wanted.memory_swap_limit_in_bytes == -1 {
+        limits.memory_swap_bytes = Some(u64::MAX);
+    }
+    Ok(limits)
 }
 
 fn positive(value: i64) -> Option<u64> {
@@ -89,7 +138,7 @@ fn positive(value: i64) -> Option<u64> {
 
 /// CRI's limit is of memory and swap together, cgroup v2's of swap alone. Memory limited and nothing said of swap means
 /// none.
-fn swap(memory: Option<u64>, both: i64) -> Result<Option<u64>, Refusal> {
+fn swap(field: &str, memory: Option<u64>, both: i64) -> Result<Option<u64>, Refusal> {
     match (memory, both) {
         (_, -1) | (None, 0) => Ok(None),
         (Some(_), 0) => Ok(Some(0)),
@@ -99,7 +148,7 @@ fn swap(memory: Option<u64>, both: i64) -> Result<Option<u64>, Refusal> {
                 .and_then(|both| both.checked_sub(memory.unwrap_or(0)));
             swap.map(Some).ok_or_else(|| {
                 Refusal::invalid(
-                    format!("{FIELD}.memory_swap_limit_in_bytes"),
+                    format!("{field}.memory_swap_limit_in_bytes"),
                     format!("{both} is less than memory_limit_in_bytes; it is the limit of both together"),
                 )
             })
@@ -132,12 +181,11 @@ mod tests {
     fn of(change: impl FnOnce(&mut LinuxContainerResources)) -> Result<agent::Resources, Refusal> {
         let mut asked = LinuxContainerResources::default();
         change(&mut asked);
-        resources(Some(&asked))
+        resources("resources", &asked)
     }
 
     #[test]
     fn nothing_said_is_nothing_set() {
-        assert_eq!(resources(None).unwrap(), agent::Resources::default());
         assert_eq!(of(|_| {}).unwrap(), agent::Resources::default());
         assert_eq!(
             of(|asked| asked.cpu_quota = -1).unwrap(),
@@ -159,6 +207,40 @@ mod tests {
             .map(|shares| cpu_weight(*shares))
             .collect();
         assert!(weights.is_sorted(), "{weights:?}");
+    }
+
+    #[test]
+    fn an_update_changes_what_it_says_and_nothing_else() {
+        let before = LinuxContainerResources {
+            cpu_shares: 512,
+            cpu_quota: 50_000,
+            memory_limit_in_bytes: 100,
+            memory_swap_limit_in_bytes: 130,
+            oom_score_adj: 5,
+            unified: [("memory.oom.group".to_owned(), "1".to_owned())].into(),
+            ..LinuxContainerResources::default()
+        };
+        assert_eq!(merged(&before, &LinuxContainerResources::default()), before);
+        let memory = |limit, both| {
+            let update = LinuxContainerResources {
+                memory_limit_in_bytes: limit,
+                memory_swap_limit_in_bytes: both,
+                ..LinuxContainerResources::default()
+            };
+            let limits = changed("linux", &merged(&before, &update)).unwrap();
+            (limits.memory_limit_bytes, limits.memory_swap_bytes)
+        };
+        assert_eq!(memory(200, 0), (Some(200), Some(30)));
+        assert_eq!(memory(200, 200), (Some(200), Some(0)));
+        assert_eq!(memory(-1, 0), (Some(u64::MAX), Some(u64::MAX)));
+        assert_eq!(memory(0, -1), (Some(100), Some(u64::MAX)));
+        let unlimited = LinuxContainerResources {
+            cpu_quota: -1,
+            ..LinuxContainerResources::default()
+        };
+        let limits = changed("linux", &merged(&before, &unlimited)).unwrap();
+        assert_eq!((limits.cpu_quota_us, limits.cpu_period_us), (None, Some(100_000)));
+        assert_eq!(limits.unified["memory.oom.group"], "1");
     }
 
     #[test]

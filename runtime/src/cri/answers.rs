@@ -127,7 +127,7 @@ pub(super) fn container_status(container: &Container) -> ContainerStatus {
             .as_ref()
             .map(|path| path.to_string_lossy().into_owned())
             .unwrap_or_default(),
-        resources: container.resources.clone().map(|linux| ContainerResources {
+        resources: container.resources().map(|linux| ContainerResources {
             linux: Some(linux),
             windows: None,
         }),

@@ -401,9 +401,25 @@ impl RuntimeService for RuntimeHandlers {
 
     async fn update_container_resources(
         &self,
-        _: Request<UpdateContainerResourcesRequest>,
+        request: Request<UpdateContainerResourcesRequest>,
     ) -> Result<Response<UpdateContainerResourcesResponse>, Status> {
-        absent("UpdateContainerResources")
+        answer("UpdateContainerResources", async {
+            let UpdateContainerResourcesRequest {
+                container_id,
+                linux,
+                windows: _,
+                annotations: _,
+            } = request.into_inner();
+            let container = self.container(&container_id)?;
+            let limits = linux.ok_or_else(|| Refusal::invalid("linux", "it is missing"))?;
+            let daemon = Arc::clone(&self.daemon);
+            let updated = detached(ContainerError::Interrupted, async move {
+                container::update::update(&daemon, &container, limits).await
+            });
+            updated.await?;
+            Ok(UpdateContainerResourcesResponse {})
+        })
+        .await
     }
 
     async fn exec(&self, _: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {

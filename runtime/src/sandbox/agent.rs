@@ -146,6 +146,8 @@ calls! {
     create_container(CreateContainerRequest) -> CreateContainerResponse;
     /// Starts a prepared container.
     start_container(StartContainerRequest) -> StartContainerResponse;
+    /// Changes the limits of a container.
+    update_container(UpdateContainerRequest) -> UpdateContainerResponse;
     /// Starts a further process in a container.
     exec_process(ExecProcessRequest) -> ExecProcessResponse;
     /// Signals a process.

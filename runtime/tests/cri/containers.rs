@@ -64,6 +64,80 @@ fn a_container_goes_from_created_to_running_to_exited() {
 }
 
 #[test]
+fn limits_are_changed_all_or_none_and_remembered() {
+    let mut node = Node::new();
+    let pod = node.run_pod("p");
+    let mut config = node.container_config("c", &["sleep"]);
+    let before = LinuxContainerResources {
+        cpu_shares: 512,
+        memory_limit_in_bytes: 32 << 20,
+        memory_swap_limit_in_bytes: 32 << 20,
+        ..Default::default()
+    };
+    config.linux = Some(LinuxContainerConfig {
+        resources: Some(before.clone()),
+        ..Default::default()
+    });
+    let id = node.try_create(&pod, config).unwrap();
+    let update = |node: &Node, linux: LinuxContainerResources| {
+        let request = UpdateContainerResourcesRequest {
+            container_id: id.clone(),
+            linux: Some(linux),
+            ..Default::default()
+        };
+        node.runtime(async |mut c| c.update_container_resources(request).await)
+    };
+    let limits = |node: &Node| node.status(&id).resources.unwrap().linux.unwrap();
+    assert_eq!(limits(&node), before);
+    let memory = |bytes| LinuxContainerResources {
+        memory_limit_in_bytes: bytes,
+        ..Default::default()
+    };
+    update(&node, memory(64 << 20)).unwrap();
+    node.start_container(&id).unwrap();
+    let shares = LinuxContainerResources {
+        cpu_shares: 1024,
+        ..Default::default()
+    };
+    update(&node, shares).unwrap();
+    let after = LinuxContainerResources {
+        cpu_shares: 1024,
+        ..memory(64 << 20)
+    };
+    let after = LinuxContainerResources {
+        memory_swap_limit_in_bytes: 64 << 20,
+        ..after
+    };
+    assert_eq!(limits(&node), after);
+
+    for (limits, code, words) in [
+        (
+            memory(1000),
+            Code::FailedPrecondition,
+            "more than 1000 bytes are in use",
+        ),
+        (
+            memory(1 << 40),
+            Code::Unimplemented,
+            "linux.memory_limit_in_bytes",
+        ),
+        (memory(-2), Code::InvalidArgument, "linux.memory_limit_in_bytes"),
+    ] {
+        let refused = update(&node, limits).unwrap_err();
+        assert_eq!(refused.code(), code, "{refused:?}");
+        assert!(refused.message().contains(words), "{refused:?}");
+    }
+    assert_eq!(limits(&node), after);
+
+    node.kill();
+    node.start();
+    assert_eq!(limits(&node), after);
+    node.stop_container(&id, 0).unwrap();
+    let refused = update(&node, memory(64 << 20)).unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+}
+
+#[test]
 fn ends_are_told_apart() {
     let node = Node::new();
     let pod = node.run_pod("p");

@@ -469,7 +469,6 @@ fn calls_of_later_versions_are_refused_by_name() {
         stream_container_stats StreamContainerStatsRequest "StreamContainerStats",
         stream_pod_sandbox_stats StreamPodSandboxStatsRequest "StreamPodSandboxStats",
         stream_pod_sandbox_metrics StreamPodSandboxMetricsRequest "StreamPodSandboxMetrics",
-        update_container_resources UpdateContainerResourcesRequest "UpdateContainerResources",
         update_pod_sandbox_resources UpdatePodSandboxResourcesRequest "UpdatePodSandboxResources",
         checkpoint_container CheckpointContainerRequest "CheckpointContainer",
         checkpoint_pod CheckpointPodRequest "CheckpointPod",

@@ -13,7 +13,7 @@ pub struct Resources {
 
 impl Resources {
     /// Parses a message within its bounds.
-    pub(super) fn parse(resources: agent::Resources) -> Result<Self, SpecError> {
+    pub fn parse(resources: agent::Resources) -> Result<Self, SpecError> {
         let mut files = Vec::new();
         let mut set = |file: &str, value: String| files.push((file.to_owned(), value));
         if let Some(weight) = resources.cpu_weight {

@@ -65,6 +65,7 @@ impl agent_server::Agent for Agent {
         let id = request.container_id;
         let container = Container {
             started: false,
+            limits: request.resources.unwrap_or_default(),
             first: Process::new(process.args),
             execs: Default::default(),
         };
@@ -102,6 +103,22 @@ impl agent_server::Agent for Agent {
             pid: 77,
             started_at_ns: 0,
         }))
+    }
+
+    async fn update_container(
+        &self,
+        request: Request<UpdateContainerRequest>,
+    ) -> Result<Response<UpdateContainerResponse>, Status> {
+        let request = request.into_inner();
+        let limits = request.resources.unwrap();
+        if let Some(limit) = limits.memory_limit_bytes.filter(|limit| *limit < 4096) {
+            return Err(Status::failed_precondition(format!(
+                "more than {limit} bytes are in use"
+            )));
+        }
+        let mut containers = self.guest.containers.lock().unwrap();
+        containers.get_mut(&request.container_id).unwrap().limits = limits;
+        Ok(Response::new(UpdateContainerResponse {}))
     }
 
     async fn exec_process(

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_proto::agent::{ExitStatus, Phase, exit_status::How};
+use bulkhead_proto::agent::{ExitStatus, Phase, Resources, exit_status::How};
 use bulkhead_vmm::config::ExitReason;
 use tokio::sync::{Notify, watch};
 
@@ -26,6 +26,7 @@ pub struct Guest {
 #[derive(Clone, Debug)]
 pub struct Container {
     pub started: bool,
+    pub limits: Resources,
     pub first: Process,
     pub execs: HashMap<String, Process>,
 }
