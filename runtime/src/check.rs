@@ -68,7 +68,7 @@ impl fmt::Display for Check {
 
 /// Everything that a host needs. Blocking.
 pub fn all(config: &Config) -> Vec<Check> {
-    let checks: [(&'static str, Outcome); 10] = [
+    let mut checks: Vec<(&'static str, Outcome)> = vec![
         ("rights", host::rights()),
         ("processor", kvm::processor()),
         ("KVM", kvm::device()),
@@ -80,6 +80,12 @@ pub fn all(config: &Config) -> Vec<Check> {
         ("guest initramfs", files::initramfs(&config.vm.initramfs)),
         ("storage", host::storage(&config.root, config.vm.scratch_mib)),
     ];
+    for handler in config.handlers.values() {
+        let kernel = handler.kernel.as_deref().map(files::kernel);
+        let initramfs = handler.initramfs.as_deref().map(files::initramfs);
+        checks.extend(kernel.map(|outcome| ("guest kernel", outcome)));
+        checks.extend(initramfs.map(|outcome| ("guest initramfs", outcome)));
+    }
     checks
         .into_iter()
         .map(|(name, outcome)| Check { name, outcome })

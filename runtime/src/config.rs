@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod document;
 mod unknown_key;
+mod vm;
 
 use std::{
     collections::BTreeMap,
@@ -19,17 +20,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{image::ImageConfig, network::NetworkConfig};
 
+pub use vm::{HandlerConfig, VmDefaults};
+
 /// Where the file is looked for when nothing else is said.
 pub const DEFAULT_PATH: &str = "/etc/bulkhead/config.toml";
 
 /// The whole default configuration, with a comment on every key.
 pub const DEFAULT_TEXT: &str = include_str!("config/default.toml");
-
-/// Least guest memory that boots a kernel and leaves something for a container, in MiB.
-const LEAST_MEMORY_MIB: u32 = 64;
-
-/// Smallest scratch disk on which ext4 can be made with room for a container's writes, in MiB.
-const LEAST_SCRATCH_MIB: u64 = 16;
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -118,36 +115,6 @@ pub struct CriConfig {
     pub socket: PathBuf,
 }
 
-/// How machines are made.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct VmDefaults {
-    /// `bulkhead-vmm`.
-    pub vmm: PathBuf,
-    /// Guest kernel.
-    pub kernel: PathBuf,
-    /// Guest initramfs.
-    pub initramfs: PathBuf,
-    /// Guest kernel's command line.
-    pub cmdline: String,
-    /// Virtual CPUs of a pod that asks for nothing.
-    pub vcpus: u8,
-    /// Memory of a pod that asks for nothing, in MiB.
-    pub memory_mib: u32,
-    /// What the guest itself needs beside a pod's memory limit, in MiB.
-    pub guest_base_mib: u32,
-    /// Most virtual CPUs of a pod; 0 for the host's.
-    pub max_vcpus: u8,
-    /// Most memory of a pod in MiB; 0 for the host's.
-    pub max_memory_mib: u32,
-    /// Size of the scratch disk in MiB.
-    pub scratch_mib: u64,
-    /// Bytes kept of the guest's kernel log.
-    pub console_bytes: u64,
-    /// Control group for pods without a parent.
-    pub cgroup_parent: String,
-}
-
 /// How long is waited for whom.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -212,21 +179,6 @@ pub struct TracesConfig {
     pub sample_ratio: f64,
 }
 
-/// What a runtime handler has of its own; the rest is that of [`VmDefaults`].
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HandlerConfig {
-    /// Virtual CPUs of a pod that asks for nothing.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub vcpus: Option<u8>,
-    /// Memory of a pod that asks for nothing, in MiB.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory_mib: Option<u32>,
-    /// Size of the scratch disk in MiB.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub scratch_mib: Option<u64>,
-}
-
 impl Config {
     /// Reads the file at `path`, or where that is `None` the one at [`DEFAULT_PATH`] if it exists.
     ///
@@ -249,6 +201,13 @@ impl Config {
                 source,
             }),
         }
+    }
+
+    /// How machines of a runtime handler are made; for the empty name, and one that is not configured any more, by the defaults.
+    pub fn vm_of(&self, handler: &str) -> VmDefaults {
+        self.handlers
+            .get(handler)
+            .map_or_else(|| self.vm.clone(), |handler| handler.over(&self.vm))
     }
 
     /// Parses the text of the file at `path`, which is used in messages only.
@@ -287,9 +246,6 @@ impl Config {
             ("root", &self.root),
             ("state", &self.state),
             ("cri.socket", &self.cri.socket),
-            ("vm.vmm", &self.vm.vmm),
-            ("vm.kernel", &self.vm.kernel),
-            ("vm.initramfs", &self.vm.initramfs),
         ] {
             if !value.is_absolute() {
                 return refuse(key, value.display().to_string(), "it must be an absolute path");
@@ -309,78 +265,13 @@ impl Config {
                 "the path of a unix socket has at most 107 bytes",
             );
         }
-        let parent = &self.vm.cgroup_parent;
-        if !parent.starts_with('/') || parent.split('/').any(|part| part == "..") {
-            return refuse(
-                "vm.cgroup_parent",
-                format!("{parent:?}"),
-                "it must be the path of a control group from the root, such as \"/bulkhead\"",
-            );
+        if let Err((key, value, reason)) = self.vm.validate() {
+            return refuse(&format!("vm.{key}"), value, reason);
         }
-        if self.vm.cmdline.len() > 2048 || !self.vm.cmdline.is_ascii() {
-            return refuse(
-                "vm.cmdline",
-                format!("{} bytes long", self.vm.cmdline.len()),
-                "a kernel command line is ASCII and has at most 2048 bytes",
-            );
-        }
-        let sizes = [(
-            "vm.".to_owned(),
-            Some(self.vm.vcpus),
-            Some(self.vm.memory_mib),
-            Some(self.vm.scratch_mib),
-        )];
-        let handlers = self.handlers.iter().map(|(name, handler)| {
-            (
-                format!("handlers.{name}."),
-                handler.vcpus,
-                handler.memory_mib,
-                handler.scratch_mib,
-            )
-        });
-        for (table, vcpus, memory, scratch) in sizes.into_iter().chain(handlers) {
-            if vcpus.is_some_and(|vcpus| !(1..=32).contains(&vcpus)) {
-                return refuse(
-                    &format!("{table}vcpus"),
-                    format!("{}", vcpus.unwrap_or_default()),
-                    "a machine has 1 to 32 virtual CPUs",
-                );
+        for (name, handler) in &self.handlers {
+            if let Err((key, value, reason)) = handler.over(&self.vm).validate() {
+                return refuse(&format!("handlers.{name}.{key}"), value, reason);
             }
-            if memory.is_some_and(|memory| memory < LEAST_MEMORY_MIB) {
-                return refuse(
-                    &format!("{table}memory_mib"),
-                    format!("{}", memory.unwrap_or_default()),
-                    "a guest does not boot with less than 64 MiB",
-                );
-            }
-            if scratch.is_some_and(|scratch| !(LEAST_SCRATCH_MIB..=16 * 1024 * 1024).contains(&scratch)) {
-                return refuse(
-                    &format!("{table}scratch_mib"),
-                    format!("{}", scratch.unwrap_or_default()),
-                    "a scratch disk has 16 MiB to 16 TiB",
-                );
-            }
-        }
-        if self.vm.max_vcpus > 32 {
-            return refuse(
-                "vm.max_vcpus",
-                self.vm.max_vcpus.to_string(),
-                "a machine has at most 32 virtual CPUs",
-            );
-        }
-        if self.vm.max_memory_mib != 0 && self.vm.max_memory_mib < self.vm.memory_mib {
-            return refuse(
-                "vm.max_memory_mib",
-                self.vm.max_memory_mib.to_string(),
-                "that is less than `vm.memory_mib`",
-            );
-        }
-        if !(4096..=64 << 20).contains(&self.vm.console_bytes) {
-            return refuse(
-                "vm.console_bytes",
-                self.vm.console_bytes.to_string(),
-                "it must be 4096 bytes to 64 MiB",
-            );
         }
         for (key, value) in [
             ("timeouts.boot_seconds", self.timeouts.boot_seconds),
@@ -441,12 +332,8 @@ impl Config {
 /// The keys that a file may have: those of the printed defaults, and those of any handler.
 fn known_keys() -> toml::Table {
     let mut known: toml::Table = toml::from_str(DEFAULT_TEXT).expect("a test parses the printed defaults");
-    let handler = HandlerConfig {
-        vcpus: Some(1),
-        memory_mib: Some(LEAST_MEMORY_MIB),
-        scratch_mib: Some(LEAST_SCRATCH_MIB),
-    };
-    let handler = toml::Value::try_from(handler).expect("a handler is made of numbers");
+    let handler = HandlerConfig::of(&VmDefaults::default());
+    let handler = toml::Value::try_from(handler).expect("a handler is made of numbers and texts");
     let handlers = toml::Table::from_iter([(unknown_key::ANY.to_owned(), handler)]);
     known.insert("handlers".to_owned(), handlers.into());
     known
@@ -491,25 +378,6 @@ impl Default for CriConfig {
     fn default() -> Self {
         Self {
             socket: "/run/bulkhead/bulkhead.sock".into(),
-        }
-    }
-}
-
-impl Default for VmDefaults {
-    fn default() -> Self {
-        Self {
-            vmm: "/usr/lib/bulkhead/bulkhead-vmm".into(),
-            kernel: "/usr/lib/bulkhead/vmlinux".into(),
-            initramfs: "/usr/lib/bulkhead/initramfs".into(),
-            cmdline: "console=hvc0 quiet noreplace-smp panic=-1 reboot=t dummy.numdummies=0".to_owned(),
-            vcpus: 1,
-            memory_mib: 128,
-            guest_base_mib: 64,
-            max_vcpus: 0,
-            max_memory_mib: 0,
-            scratch_mib: 10 * 1024,
-            console_bytes: 64 * 1024,
-            cgroup_parent: "/bulkhead".to_owned(),
         }
     }
 }

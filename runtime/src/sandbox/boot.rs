@@ -48,7 +48,7 @@ pub(super) async fn boot(
         name: pod.id.clone(),
         paths: pod.paths.clone(),
         size: pod.size,
-        defaults: daemon.config.vm.clone(),
+        defaults: daemon.config.vm_of(&pod.runtime_handler),
         cgroup,
         timeout: daemon.config.timeouts.agent(),
     };

@@ -115,14 +115,9 @@ async fn recover_pod(
 fn from_record(daemon: &Daemon, record: PodRecord) -> Pod {
     let paths = daemon.directories.pod(&record.id);
     let machine = record.machine.clone().unwrap_or_default();
-    let handler = daemon.config.handlers.get(&record.runtime_handler);
+    let vm = daemon.config.vm_of(&record.runtime_handler);
     let config = record.config.unwrap_or_default();
-    let configured = MachineSize::of_pod(
-        config.linux.as_ref(),
-        &daemon.config.vm,
-        handler,
-        daemon.host_size,
-    );
+    let configured = MachineSize::of_pod(config.linux.as_ref(), &vm, daemon.host_size);
     let size = MachineSize {
         vcpus: u8::try_from(machine.vcpus)
             .ok()

@@ -92,8 +92,8 @@ pub async fn run(
     let reservation = daemon.pods.reserve(&name, &id)?;
 
     let linux = config.linux.as_ref();
-    let handler = daemon.config.handlers.get(&runtime_handler);
-    let size = MachineSize::of_pod(linux, &daemon.config.vm, handler, daemon.host_size);
+    let vm = daemon.config.vm_of(&runtime_handler);
+    let size = MachineSize::of_pod(linux, &vm, daemon.host_size);
     let parent = linux
         .map(|linux| linux.cgroup_parent.as_str())
         .filter(|parent| !parent.is_empty());

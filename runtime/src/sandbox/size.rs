@@ -2,7 +2,7 @@
 
 use bulkhead_proto::cri::LinuxPodSandboxConfig;
 
-use crate::config::{HandlerConfig, VmDefaults};
+use crate::config::VmDefaults;
 
 const MIB: u64 = 1 << 20;
 
@@ -46,17 +46,12 @@ impl HostSize {
 }
 
 impl MachineSize {
-    /// The size for a pod with this configuration and runtime handler.
+    /// The size for a pod with this configuration, where `vm` is what its runtime handler has.
     ///
     /// A CPU quota gives as many virtual CPUs as can use it. A memory limit gives the limit and, on top, what the guest's
     /// own kernel and agent need: the pod's overhead where it has one, since that is what RuntimeClass declares it for,
     /// but not less than the configured base.
-    pub fn of_pod(
-        pod: Option<&LinuxPodSandboxConfig>,
-        defaults: &VmDefaults,
-        handler: Option<&HandlerConfig>,
-        host: HostSize,
-    ) -> Self {
+    pub fn of_pod(pod: Option<&LinuxPodSandboxConfig>, vm: &VmDefaults, host: HostSize) -> Self {
         let resources = pod.and_then(|pod| pod.resources.as_ref());
         let overhead = pod.and_then(|pod| pod.overhead.as_ref());
 
@@ -70,13 +65,10 @@ impl MachineSize {
                 };
                 u8::try_from(resources.cpu_quota.saturating_add(period - 1) / period).unwrap_or(u8::MAX)
             });
-        let default_cpus = handler
-            .and_then(|handler| handler.vcpus)
-            .unwrap_or(defaults.vcpus);
-        let most_cpus = if defaults.max_vcpus == 0 {
+        let most_cpus = if vm.max_vcpus == 0 {
             host.cpus
         } else {
-            defaults.max_vcpus
+            vm.max_vcpus
         };
 
         let wanted_memory = resources
@@ -85,28 +77,23 @@ impl MachineSize {
                 let overhead = overhead
                     .and_then(|overhead| in_mib(overhead.memory_limit_in_bytes))
                     .unwrap_or(0);
-                limit.saturating_add(overhead.max(defaults.guest_base_mib))
+                limit.saturating_add(overhead.max(vm.guest_base_mib))
             });
-        let default_memory = handler
-            .and_then(|handler| handler.memory_mib)
-            .unwrap_or(defaults.memory_mib);
-        let most_memory = if defaults.max_memory_mib == 0 {
+        let most_memory = if vm.max_memory_mib == 0 {
             host.memory_mib
         } else {
-            defaults.max_memory_mib
+            vm.max_memory_mib
         };
 
         Self {
             vcpus: wanted_cpus
-                .unwrap_or(default_cpus)
+                .unwrap_or(vm.vcpus)
                 .clamp(1, most_cpus.clamp(1, MAX_VCPUS)),
             memory_mib: wanted_memory
-                .unwrap_or(default_memory)
+                .unwrap_or(vm.memory_mib)
                 .min(most_memory)
                 .max(LEAST_MEMORY_MIB),
-            scratch_mib: handler
-                .and_then(|handler| handler.scratch_mib)
-                .unwrap_or(defaults.scratch_mib),
+            scratch_mib: vm.scratch_mib,
         }
     }
 }
@@ -144,7 +131,7 @@ mod tests {
             }),
             ..Default::default()
         };
-        MachineSize::of_pod(Some(&pod), &VmDefaults::default(), None, HOST)
+        MachineSize::of_pod(Some(&pod), &VmDefaults::default(), HOST)
     }
 
     #[test]
@@ -154,10 +141,7 @@ mod tests {
             memory_mib: 128,
             scratch_mib: 10240,
         };
-        assert_eq!(
-            MachineSize::of_pod(None, &VmDefaults::default(), None, HOST),
-            expected
-        );
+        assert_eq!(MachineSize::of_pod(None, &VmDefaults::default(), HOST), expected);
         assert_eq!(size(0, 0, 0, 0), expected);
         assert_eq!(size(-1, 100_000, -1, 0), expected);
     }
@@ -185,36 +169,15 @@ mod tests {
     }
 
     #[test]
-    fn a_handler_has_sizes_of_its_own() {
-        let handler = HandlerConfig {
-            vcpus: Some(4),
-            memory_mib: None,
-            scratch_mib: Some(99),
-        };
-        let size = MachineSize::of_pod(None, &VmDefaults::default(), Some(&handler), HOST);
-        assert_eq!(
-            size,
-            MachineSize {
-                vcpus: 4,
-                memory_mib: 128,
-                scratch_mib: 99
-            }
-        );
-    }
-
-    #[test]
     fn the_configured_bounds_hold() {
         let defaults = VmDefaults {
+            vcpus: 4,
+            memory_mib: 4096,
             max_vcpus: 2,
             max_memory_mib: 512,
             ..VmDefaults::default()
         };
-        let handler = HandlerConfig {
-            vcpus: Some(4),
-            memory_mib: Some(4096),
-            scratch_mib: None,
-        };
-        let size = MachineSize::of_pod(None, &defaults, Some(&handler), HOST);
+        let size = MachineSize::of_pod(None, &defaults, HOST);
         assert_eq!((size.vcpus, size.memory_mib), (2, 512));
     }
 

@@ -266,11 +266,16 @@ fn what_could_not_be_undone_stays_listed_until_it_can() {
 fn handlers_have_sizes_and_unknown_ones_are_refused() {
     let node = Node::changed(|config| {
         let large = HandlerConfig {
-            vcpus: None,
             memory_mib: Some(512),
             scratch_mib: Some(64),
+            ..HandlerConfig::default()
         };
         config.handlers.insert("large".into(), large);
+        let other = HandlerConfig {
+            kernel: Some("/nonexistent/vmlinux".into()),
+            ..HandlerConfig::default()
+        };
+        config.handlers.insert("other".into(), other);
     });
     let run = |handler: &str, name: &str| {
         let request = RunPodSandboxRequest {
@@ -284,6 +289,8 @@ fn handlers_have_sizes_and_unknown_ones_are_refused() {
     assert_eq!(node.pod_info(&pod)["machine"]["memoryMiB"], 512);
     assert_eq!(node.pod_status(&pod).status.unwrap().runtime_handler, "large");
     assert_eq!(run("huge", "b").unwrap_err().code(), Code::InvalidArgument);
+    let refused = run("other", "c").unwrap_err();
+    assert!(refused.message().contains("/nonexistent/vmlinux"), "{refused:?}");
     let status = node
         .runtime(async |mut c| c.status(StatusRequest::default()).await)
         .unwrap();
@@ -292,7 +299,7 @@ fn handlers_have_sizes_and_unknown_ones_are_refused() {
         .iter()
         .map(|handler| handler.name.as_str())
         .collect();
-    assert_eq!(names, ["", "large"]);
+    assert_eq!(names, ["", "large", "other"]);
 }
 
 #[test]
@@ -363,7 +370,6 @@ fn calls_of_later_versions_are_refused_by_name() {
         list_container_stats(ListContainerStatsRequest::default()) = "ListContainerStats";
         pod_sandbox_stats(PodSandboxStatsRequest::default()) = "PodSandboxStats";
         get_container_events(GetEventsRequest::default()) = "GetContainerEvents";
-        update_container_resources(UpdateContainerResourcesRequest::default()) = "UpdateContainerResources";
         checkpoint_pod(CheckpointPodRequest::default()) = "CheckpointPod";
     }
 }
