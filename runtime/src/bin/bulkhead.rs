@@ -9,7 +9,7 @@ use std::{
 };
 
 use bulkhead_runtime::{
-    admin::{images::Images, pods},
+    admin::{debug, events::Events, guest_log::GuestLog, images::Images, pods, top::Top},
     check::{self, Outcome},
     config::{Config, DEFAULT_TEXT},
 };
@@ -38,6 +38,31 @@ enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// Shows what pods and their containers use, anew every second, until it is interrupted.
+    Top {
+        /// Shows it once, over one second.
+        #[arg(long)]
+        once: bool,
+    },
+    /// Prints what happens to pods and containers, as it happens.
+    Events,
+    /// Prints the log of the kernel in a pod's machine. What containers print is with `crictl logs`.
+    Logs {
+        /// The kernel of the guest.
+        #[arg(long, required = true)]
+        guest: bool,
+        /// Goes on with what comes, until the pod is gone.
+        #[arg(long, short)]
+        follow: bool,
+        /// Beginning of the id of a pod, or of a container in it.
+        id: String,
+    },
+    /// Writes an archive with what a bug report needs: checks, configuration, logs and states, without what containers print.
+    Debug {
+        /// Where to; a file that does not exist.
+        #[arg(long, value_name = "FILE", default_value = "bulkhead-debug.tar.gz")]
+        output: PathBuf,
+    },
     /// Prints a configuration file with every key, its default and what it is for.
     Config,
 }
@@ -48,6 +73,10 @@ fn main() -> ExitCode {
         Command::Check => check(arguments.config.as_deref()),
         Command::Pods => list(arguments.config.as_deref()),
         Command::Images { watch } => images(arguments.config.as_deref(), watch),
+        Command::Top { once } => top(arguments.config.as_deref(), once),
+        Command::Events => events(arguments.config.as_deref()),
+        Command::Logs { guest: _, follow, id } => guest_log(arguments.config.as_deref(), &id, follow),
+        Command::Debug { output } => bundle(arguments.config.as_deref(), &output),
         Command::Config => print(DEFAULT_TEXT).map(|()| ExitCode::SUCCESS),
     };
     match done {
@@ -85,42 +114,130 @@ fn check(config: Option<&Path>) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// How often what goes on is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
 fn list(config: Option<&Path>) -> anyhow::Result<ExitCode> {
-    let config = Config::load(config)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let table = runtime.block_on(pods::table(&config.cri.socket))?;
-    print(&table)?;
-    Ok(ExitCode::SUCCESS)
+    on_a_thread(config, async |config| {
+        print(&pods::table(&config.cri.socket).await?)?;
+        Ok(())
+    })
 }
 
 fn images(config: Option<&Path>, watch: bool) -> anyhow::Result<ExitCode> {
+    on_a_thread(config, async |config| {
+        let mut images = Images::of(&config.cri.socket).await?;
+        if !watch {
+            return print(&images.table().await?);
+        }
+        let screen = Screen::new();
+        while screen.show(&images.table().await?)? {
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    })
+}
+
+fn top(config: Option<&Path>, once: bool) -> anyhow::Result<ExitCode> {
+    on_a_thread(config, async |config| {
+        let mut top = Top::of(&config.cri.socket).await?;
+        let first = top.table().await?;
+        let screen = Screen::new();
+        if !once && !screen.show(&first)? {
+            return Ok(());
+        }
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let table = top.table().await?;
+            if once {
+                return print(&table);
+            }
+            if !screen.show(&table)? {
+                return Ok(());
+            }
+        }
+    })
+}
+
+fn events(config: Option<&Path>) -> anyhow::Result<ExitCode> {
+    on_a_thread(config, async |config| {
+        let mut events = Events::of(&config.cri.socket).await?;
+        while let Some(line) = events.line().await? {
+            if !written(&line)? {
+                break;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn guest_log(config: Option<&Path>, id: &str, follow: bool) -> anyhow::Result<ExitCode> {
+    on_a_thread(config, async |config| {
+        let mut log = GuestLog::of(&config.cri.socket, id).await?;
+        if !written(&log.news()?)? || !follow {
+            return Ok(());
+        }
+        loop {
+            tokio::time::sleep(LOOK).await;
+            match log.news() {
+                Ok(news) if !written(&news)? => return Ok(()),
+                Ok(_) => {}
+                // The pod is gone.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    })
+}
+
+fn bundle(config: Option<&Path>, output: &Path) -> anyhow::Result<ExitCode> {
+    on_a_thread(config, async |config| {
+        let missing = debug::write(&config, output).await?;
+        let mut text = format!(
+            "{} is written; look at it before you send it.\n",
+            output.display()
+        );
+        for line in missing {
+            let _ = writeln!(text, "not in it: {line}");
+        }
+        print(&text)
+    })
+}
+
+/// Does work that waits for the daemon of this configuration.
+fn on_a_thread(
+    config: Option<&Path>,
+    work: impl AsyncFnOnce(Config) -> anyhow::Result<()>,
+) -> anyhow::Result<ExitCode> {
     let config = Config::load(config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async {
-        let mut images = Images::of(&config.cri.socket).await?;
-        if !watch {
-            print(&images.table().await?)?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        // A terminal is written over, from its upper left corner; anything else gets one table after the other.
+    runtime.block_on(work(config))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Text that is shown anew again and again: a terminal is written over, from its upper left corner, anything else gets one text
+/// after the other.
+struct Screen {
+    before: &'static str,
+    after: &'static str,
+}
+
+impl Screen {
+    fn new() -> Self {
         let (before, after) = if io::stdout().is_terminal() {
             ("\x1b[H\x1b[2J", "")
         } else {
             ("", "\n")
         };
-        let mut seconds = tokio::time::interval(Duration::from_secs(1));
-        loop {
-            seconds.tick().await;
-            let table = images.table().await?;
-            if !written(&format!("{before}{table}{after}"))? {
-                return Ok(ExitCode::SUCCESS);
-            }
-        }
-    })
+        Self { before, after }
+    }
+
+    /// Shows `text`, unless the reader has gone away.
+    fn show(&self, text: &str) -> anyhow::Result<bool> {
+        written(&format!("{}{text}{}", self.before, self.after))
+    }
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

@@ -5,7 +5,7 @@
 
 use std::{
     fmt::Write as _,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// Most bytes of content in one record.
@@ -142,6 +142,11 @@ pub fn rfc3339(time: SystemTime) -> String {
         since.subsec_nanos()
     );
     text
+}
+
+/// `nanoseconds` since the epoch in the format of RFC 3339, in UTC. Before it, the epoch.
+pub fn rfc3339_ns(nanoseconds: i64) -> String {
+    rfc3339(UNIX_EPOCH + Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(0)))
 }
 
 /// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar. Years begin in March here, so that
