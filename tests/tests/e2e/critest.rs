@@ -38,3 +38,23 @@ fn networking() {
         &[NETWORK_OF_THE_HOST],
     );
 }
+
+#[test]
+#[ignore = "runs in the node: hack/test"]
+fn basics() {
+    let daemon = Daemon::private(DaemonOptions::new());
+    critest(
+        &daemon,
+        &[
+            "Runtime info",
+            "basic operations on PodSandbox",
+            "should support sysctls",
+            "basic operations on container",
+            "runtime should support log",
+            "Idempotence",
+            "should support container log",
+            "should support container exec",
+        ],
+        &["stats"],
+    );
+}

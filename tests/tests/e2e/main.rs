@@ -7,6 +7,7 @@ mod admin;
 mod bad_hosts;
 mod bad_images;
 mod crashes;
+mod crictl;
 mod critest;
 mod exec;
 mod exits;
