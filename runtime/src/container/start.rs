@@ -20,8 +20,10 @@ use crate::{
     store::ContainerPhase,
 };
 
-/// Exit code of a container whose process could not be started.
+/// Exit code and reason of a container whose process could not be started. For this reason alone the kubelet does not take the
+/// end of the log for the message of a container that wrote none: there is none to take.
 const START_FAILED: i32 = 128;
+const CANNOT_RUN: &str = "ContainerCannotRun";
 
 /// What carries a running container's output.
 #[derive(Debug)]
@@ -64,7 +66,7 @@ pub async fn start(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<(
                 started_at_ns: 0,
                 finished_at_ns: now,
                 exit_code: START_FAILED,
-                reason: "StartError".to_owned(),
+                reason: CANNOT_RUN.to_owned(),
                 message: error.to_string(),
                 guest_pid: 0,
             };

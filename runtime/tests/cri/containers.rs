@@ -209,7 +209,7 @@ fn a_container_that_cannot_start_is_exited_and_says_why() {
     assert_eq!(status.state(), ContainerState::ContainerExited);
     assert_eq!(
         (status.exit_code, status.reason.as_str(), status.started_at),
-        (128, "StartError", 0)
+        (128, "ContainerCannotRun", 0)
     );
     assert!(status.message.contains("no program"), "{}", status.message);
 }
@@ -224,7 +224,7 @@ fn a_guest_that_does_not_answer_a_start_is_not_waited_for() {
     let id = node.create(&pod, "c", &["run"]);
     let refused = node.start_container(&id).unwrap_err();
     assert_eq!(refused.code(), Code::DeadlineExceeded, "{refused:?}");
-    assert_eq!(node.status(&id).reason, "StartError");
+    assert_eq!(node.status(&id).reason, "ContainerCannotRun");
 }
 
 #[test]

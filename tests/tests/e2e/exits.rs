@@ -176,7 +176,7 @@ fn a_program_that_is_not_there_fails_the_start_and_says_so() {
         assert_eq!(status.state(), ContainerState::ContainerExited, "{status:?}");
         assert_eq!(
             (status.exit_code, status.reason.as_str()),
-            (128, "StartError"),
+            (128, "ContainerCannotRun"),
             "{status:?}"
         );
         assert!(status.message.contains(command), "{status:?}");
