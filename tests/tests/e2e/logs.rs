@@ -73,6 +73,32 @@ fn a_last_line_without_newline_is_logged_as_partial() {
 
 #[test]
 #[ignore = "runs in the node: hack/test"]
+fn lines_of_both_streams_are_in_the_order_in_which_they_were_written() {
+    let daemon = Daemon::shared();
+    let pod = daemon.run_pod(PodSpec::new("order"));
+    // Two pipes have no order but that of time, so there is some between the lines.
+    let container = pod.run(ContainerSpec::sh(
+        "i=0; while [ $i -lt 20 ]; do echo $i; sleep 0.1; echo $i >&2; sleep 0.1; i=$((i+1)); done",
+    ));
+    assert_eq!(container.wait_exited().exit_code, 0);
+    let lines = container.log();
+    let written: Vec<(String, String)> = lines
+        .iter()
+        .map(|line| {
+            (
+                line.stream.clone(),
+                String::from_utf8_lossy(&line.content).into_owned(),
+            )
+        })
+        .collect();
+    let expected: Vec<(String, String)> = (0..20)
+        .flat_map(|number| ["stdout", "stderr"].map(|stream| (stream.to_owned(), number.to_string())))
+        .collect();
+    assert_eq!(written, expected);
+}
+
+#[test]
+#[ignore = "runs in the node: hack/test"]
 fn both_streams_are_tagged_and_each_keeps_its_order() {
     let daemon = Daemon::shared();
     let pod = daemon.run_pod(PodSpec::new("streams"));
