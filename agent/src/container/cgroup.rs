@@ -27,6 +27,10 @@ use crate::{
     sys::reactor,
 };
 
+/// What is looked at to count a container's processes.
+const MOST_PROCESSES: usize = 64 * 1024;
+const MOST_GROUPS: usize = 1024;
+
 /// A control group could not be made or used.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {what} of control group {}", path.display())]
@@ -139,6 +143,30 @@ impl Cgroup {
         self.read("memory.events")
             .and_then(|events| value_of(&events, "oom_kill"))
             .unwrap_or(0)
+    }
+
+    /// The processes in it and in the groups below. At most [`MOST_PROCESSES`] and those of [`MOST_GROUPS`] groups: a
+    /// privileged container makes as many as it likes.
+    pub fn processes(&self) -> Vec<u32> {
+        let mut processes = Vec::new();
+        let mut groups = vec![self.path.clone()];
+        let mut left = MOST_GROUPS;
+        while let Some(group) = groups.pop() {
+            // A group that goes meanwhile has no process.
+            let members = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+            processes.extend(members.lines().filter_map(|line| line.parse::<u32>().ok()));
+            if processes.len() >= MOST_PROCESSES {
+                processes.truncate(MOST_PROCESSES);
+                break;
+            }
+            let below = fs::read_dir(&group).into_iter().flatten().filter_map(Result::ok);
+            let directories = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            for directory in directories.take(left) {
+                groups.push(directory.path());
+                left -= 1;
+            }
+        }
+        processes
     }
 
     /// Kills every process in it and in the groups below.

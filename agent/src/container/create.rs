@@ -144,6 +144,8 @@ impl Engine {
                 ends_group: true,
                 timeout: None,
                 memory: cgroup.clone(),
+                // The group is new: a process that is killed while it is prepared counts as well.
+                oom_kills_before: 0,
                 exited,
             },
         );

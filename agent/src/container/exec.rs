@@ -71,6 +71,7 @@ impl Engine {
             spec.inherit(&container.spec);
         }
         let cgroup = Arc::new(container.cgroup.of_exec(&name.exec)?);
+        let oom_kills_before = container.cgroup.oom_kills();
         let (exited, has_exited) = watch::channel(false);
         let io = ProcessIo::make(&spec, &container.devpts, user.uid, &has_exited)?;
         let plan = ExecPlan {
@@ -98,6 +99,7 @@ impl Engine {
                 ends_group: false,
                 timeout,
                 memory: container.cgroup.clone(),
+                oom_kills_before,
                 exited,
             },
         );

@@ -75,6 +75,8 @@ pub struct Supervision {
     pub timeout: Option<Duration>,
     /// Where want of memory is counted.
     pub memory: Arc<Cgroup>,
+    /// How often it had been counted before the process was made.
+    pub oom_kills_before: u64,
     /// Told to the streams when the process has ended.
     pub exited: watch::Sender<bool>,
 }
@@ -210,9 +212,9 @@ async fn watch_over(
         ends_group,
         timeout: time,
         memory,
+        oom_kills_before,
         exited,
     } = supervision;
-    let oom_kills_before = memory.oom_kills();
     let time_is_up = async {
         match time {
             Some(time) => sleep(time).await,
@@ -246,6 +248,7 @@ async fn watch_over(
     }
     let status = ExitStatus {
         end: ended,
+        // The kernel counts before it kills (mm/oom_kill.c), so what ended the process is in the count by now.
         oom_killed: memory.oom_kills() > oom_kills_before,
         timed_out,
         exited_at_ns,

@@ -322,8 +322,9 @@ impl Agent for AgentService {
 
     async fn stats(&self, request: Request<agent::StatsRequest>) -> Answer<agent::StatsResponse> {
         let request = checked(request)?;
-        let containers = if request.container_ids.is_empty() {
-            self.engine.table.all()
+        let all = self.engine.table.all();
+        let wanted = if request.container_ids.is_empty() {
+            all.clone()
         } else {
             request
                 .container_ids
@@ -331,14 +332,8 @@ impl Agent for AgentService {
                 .map(|id| self.engine.table.get(id).map_err(|error| error.status()))
                 .collect::<Result<_, _>>()?
         };
-        let mut stats = Vec::with_capacity(containers.len());
-        for container in &containers {
-            stats.push(stats::containers::of_container(container, &self.engine.reaper).await);
-        }
-        Ok(Response::new(agent::StatsResponse {
-            containers: stats,
-            taken_at_ns: clock::realtime_ns(),
-        }))
+        let answer = stats::answer::of(&wanted, &all, request.processes, &self.engine.reaper).await;
+        Ok(Response::new(answer))
     }
 
     async fn shutdown(&self, _request: Request<agent::ShutdownRequest>) -> Answer<agent::ShutdownResponse> {

@@ -1,4 +1,10 @@
-//! What containers use, read from their control groups and writable layers.
+//! What containers and the guest use, read from control groups, /proc and writable layers.
 
-pub mod containers;
+pub mod answer;
+mod containers;
+mod control_files;
+mod disks;
+mod guest;
+mod pressure;
+mod processes;
 pub mod writable_layer;

@@ -327,12 +327,21 @@ pub async fn containers_are_listed_and_measured(guest: SharedGuest) {
     {}
     let stats = host.stats("c1").await;
     assert_eq!(stats.container_id, "c1");
+    let bytes = stats.writable_layer_bytes.unwrap_or_default();
+    assert!((2_900_000..6_000_000).contains(&bytes), "{stats:?}");
+    assert!(stats.writable_layer_inodes >= Some(2), "{stats:?}");
+    assert!(stats.cpu_usage_us > 0, "{stats:?}");
+    assert!((1..10).contains(&stats.processes), "{stats:?}");
+    let open = stats.open_files.unwrap_or_default();
     assert!(
-        (2_900_000..6_000_000).contains(&stats.writable_layer_bytes),
+        open.descriptors >= 3 && open.sockets < open.descriptors,
         "{stats:?}"
     );
-    assert!(stats.writable_layer_inodes >= 2, "{stats:?}");
-    assert!(stats.cpu_usage_us > 0, "{stats:?}");
+    let files = stats
+        .soft_limits
+        .iter()
+        .find(|limit| limit.name == "Max open files");
+    assert!(files.is_some_and(|limit| limit.value > 0), "{stats:?}");
     if host.guest.is_machine() {
         assert!(stats.memory_usage_bytes > 100_000, "{stats:?}");
         assert!(
@@ -340,11 +349,21 @@ pub async fn containers_are_listed_and_measured(guest: SharedGuest) {
             "{stats:?}"
         );
         assert!((1..10).contains(&stats.pids), "{stats:?}");
+        assert_eq!(stats.memory_limit_bytes, None, "{stats:?}");
+        assert!(
+            stats.memory_peak_bytes >= Some(stats.memory_usage_bytes),
+            "{stats:?}"
+        );
+        assert!(
+            stats.cpu_pressure.is_some() && stats.io_pressure.is_some(),
+            "{stats:?}"
+        );
         assert!(stats.memory_page_faults > 0, "{stats:?}");
     }
     let mut client = host.client.clone();
     let unknown = client.stats(agent::StatsRequest {
         container_ids: vec!["c9".to_owned()],
+        ..agent::StatsRequest::default()
     });
     assert_refused(unknown.await, Code::NotFound, "there is no container c9");
     host.remove("c1").await.unwrap();

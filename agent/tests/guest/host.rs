@@ -222,6 +222,7 @@ impl Host {
     pub async fn stats(&self, id: &str) -> agent::ContainerStats {
         let request = agent::StatsRequest {
             container_ids: vec![id.to_owned()],
+            processes: true,
         };
         let response = self.client.clone().stats(request).await.unwrap().into_inner();
         response.containers.into_iter().next().unwrap()

@@ -27,6 +27,12 @@ pub const LAYERS: usize = 500;
 /// Most containers of one pod, and most processes of one container that were started by exec and not acknowledged.
 pub const CONTAINERS: usize = 256;
 
+/// Most disks of one container's statistics, and most network interfaces of a guest's.
+pub const DEVICES: usize = 64;
+
+/// Most resource limits of one process's statistics: Linux has sixteen.
+pub const SOFT_LIMITS: usize = 32;
+
 /// Largest [`StreamHeader`](super::StreamHeader), [`StreamReply`](super::StreamReply) or doorbell message, in bytes.
 pub const FRAME_BYTES: usize = 8 * 1024;
 
