@@ -31,8 +31,10 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    daemon::Daemon,
+    events::{Change, Subject},
     logs::writer::LogReopener,
-    store::{ContainerPhase, ContainerRecord, ImageRecord, Store, UserRecord},
+    store::{ContainerPhase, ContainerRecord, ImageRecord, UserRecord},
     turn::Turns,
 };
 
@@ -193,17 +195,40 @@ impl Container {
     }
 
     /// Writes down that it runs, then shows it, unless its pod has ended meanwhile and it with it.
-    async fn show_running(&self, store: &Store, state: ContainerState) {
-        if let Err(error) = store.put_container(self.record(&state)).await {
+    async fn show_running(self: &Arc<Self>, daemon: &Daemon, state: ContainerState) {
+        if let Err(error) = daemon.store.put_container(self.record(&state)).await {
             // It runs. A daemon that comes back asks the agent, so only this one's memory must know.
             tracing::error!(container = %self.id, %error, "the container's state is not on the disk");
         }
-        self.state.send_if_modified(|current| {
-            let first = current.phase == ContainerPhase::Created;
-            if first {
-                *current = state;
-            }
-            first
+        self.show(daemon, state, Change::Started, |current| {
+            current.phase == ContainerPhase::Created
+        });
+    }
+
+    /// Shows that it is exited, unless that is known already.
+    fn show_exited(self: &Arc<Self>, daemon: &Daemon, state: ContainerState) {
+        self.show(daemon, state, Change::Stopped, |current| {
+            current.phase != ContainerPhase::Exited
+        });
+    }
+
+    /// Shows another state and tells of the change, if the state now `is_before` it.
+    fn show(
+        self: &Arc<Self>,
+        daemon: &Daemon,
+        state: ContainerState,
+        change: Change,
+        is_before: impl FnOnce(&ContainerState) -> bool,
+    ) {
+        daemon.events.step(daemon, Subject::Container(self), || {
+            let changed = self.state.send_if_modified(|current| {
+                let changes = is_before(current);
+                if changes {
+                    *current = state;
+                }
+                changes
+            });
+            if changed { vec![change] } else { Vec::new() }
         });
     }
 

@@ -6,6 +6,7 @@
 mod answers;
 mod calls;
 mod error;
+mod events;
 mod filter;
 mod images;
 mod info;

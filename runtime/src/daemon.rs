@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use crate::{
     config::Config,
     container::Container,
+    events::{Change, Events, Subject},
     image::{Converter, ImageError, ImageStore},
     lock::{DirectoryLock, LockError},
     network::PodNetwork,
@@ -72,6 +73,8 @@ pub struct Daemon {
     pub pods: Table<Pod>,
     /// Every container.
     pub containers: Table<Container>,
+    /// What happens to both.
+    pub events: Events,
     /// Figures for operators.
     pub metrics: Arc<Metrics>,
     _locks: [DirectoryLock; 2],
@@ -133,11 +136,22 @@ impl Daemon {
             directories,
             pods,
             containers,
+            events: Events::default(),
             metrics: Arc::new(metrics),
             _locks: locks,
         });
         recover::recover(&daemon).await?;
         Ok(daemon)
+    }
+
+    /// Lists a container no more.
+    pub(crate) fn forget_container(&self, container: &Arc<Container>) {
+        self.events.step(self, Subject::Container(container), || {
+            match self.containers.remove(&container.id) {
+                Some(_) => vec![Change::Deleted],
+                None => Vec::new(),
+            }
+        });
     }
 
     /// The containers of a pod.

@@ -11,6 +11,7 @@ pub mod config;
 pub mod container;
 pub mod cri;
 pub mod daemon;
+pub mod events;
 pub mod identity;
 pub mod image;
 pub mod lock;

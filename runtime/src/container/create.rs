@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     daemon::Daemon,
+    events::{Change, Subject},
     identity::{new_id, now_ns},
     image::Image,
     refusal::Refusal,
@@ -102,11 +103,14 @@ pub async fn create(
         return Err(error.into());
     }
     let container = Arc::new(Container::from_record(record));
-    reservation.fill(Arc::clone(&container));
+    daemon.events.step(daemon, Subject::Container(&container), || {
+        reservation.fill(Arc::clone(&container));
+        vec![Change::Created]
+    });
     // A pod that is being stopped has changed its state before it looks for its containers: either it found this one, or
     // it is seen here.
     if let Err(error) = pod.machine() {
-        daemon.containers.remove(&id);
+        daemon.forget_container(&container);
         daemon.store.remove_container(id).await?;
         return Err(error.into());
     }

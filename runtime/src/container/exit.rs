@@ -23,6 +23,9 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// How long a container may take to be seen as exited when its machine is gone.
 const SETTLE: Duration = Duration::from_secs(20);
 
+/// Exit code of a container that the kernel killed for want of memory, as of any that SIGKILL ended.
+const OOM_KILLED: i32 = 137;
+
 /// Failures of an agent in a row, after which its pod is ended: it breaks the protocol.
 const FAILURES: u32 = 5;
 
@@ -71,7 +74,7 @@ pub(super) async fn watch(
         }
     }
     container.set_log(None);
-    container.state.send_replace(state);
+    container.show_exited(&daemon, state);
 }
 
 /// Makes sure that a container whose machine has ended is exited.
@@ -123,13 +126,7 @@ pub(super) async fn show(daemon: &Arc<Daemon>, container: &Arc<Container>, state
         tracing::error!(container = %container.id, %error, "the container's exit is not on the disk");
     }
     container.set_log(None);
-    container.state.send_if_modified(|current| {
-        let first = current.phase != ContainerPhase::Exited;
-        if first {
-            *current = state;
-        }
-        first
-    });
+    container.show_exited(daemon, state);
 }
 
 async fn wait(container: &Container, machine: &Arc<Machine>) -> Ending {
@@ -206,15 +203,25 @@ async fn acknowledge(machine: &Machine, container: &str) {
 }
 
 /// The state of a container whose first process ended so.
+///
+/// A process of it that the kernel killed for want of memory is what its end is told by, whichever process that was and
+/// however the first one then ended by itself: a container that lost a part of its work must not look like one that did it.
 pub(super) fn exited(before: &ContainerState, status: &ExitStatus) -> ContainerState {
-    let code = exit_code(status);
-    let (exit_code, reason, message) = match (code, status.oom_killed) {
-        (0, _) => (0, "Completed", String::new()),
-        (_, true) => (
-            137,
+    let (exit_code, reason, message) = match (exit_code(status), status.oom_killed) {
+        (OOM_KILLED, true) => (
+            OOM_KILLED,
             "OOMKilled",
-            "the container used more memory than its limit".to_owned(),
+            "the container used more memory than it may have".to_owned(),
         ),
+        (code, true) => (
+            OOM_KILLED,
+            "OOMKilled",
+            format!(
+                "a process of the container was killed when it used more memory than it may have; the container's \
+                 first process then ended with {code}"
+            ),
+        ),
+        (0, false) => (0, "Completed", String::new()),
         (code, false) => (code, "Error", String::new()),
     };
     let now = now_ns();
@@ -298,7 +305,21 @@ mod tests {
         assert_eq!(end(How::Signaled(15), false), (143, "Error".to_owned()));
         assert_eq!(end(How::Signaled(9), true), (137, "OOMKilled".to_owned()));
         assert_eq!(end(How::Exited(1), true), (137, "OOMKilled".to_owned()));
-        assert_eq!(end(How::Exited(0), true), (0, "Completed".to_owned()));
+        assert_eq!(end(How::Exited(0), true), (137, "OOMKilled".to_owned()));
+    }
+
+    #[test]
+    fn an_oom_kill_is_told_with_how_the_first_process_ended() {
+        let message = |how| {
+            let status = ExitStatus {
+                how: Some(how),
+                oom_killed: true,
+                ..ExitStatus::default()
+            };
+            exited(&running(), &status).message
+        };
+        assert!(message(How::Exited(3)).ends_with("ended with 3"));
+        assert!(!message(How::Signaled(9)).contains("137"));
     }
 
     #[test]

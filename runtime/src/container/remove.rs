@@ -40,7 +40,7 @@ pub async fn remove(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<
         }
     }
     daemon.store.remove_container(container.id.clone()).await?;
-    daemon.containers.remove(&container.id);
+    daemon.forget_container(container);
     tracing::info!(pod = %container.pod_id, container = %container.id, "removed a container");
     Ok(())
 }

@@ -48,7 +48,7 @@ pub async fn start(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<(
     let machine = pod.machine()?;
     match start_process(&pod, container, &machine).await {
         Ok((output, state)) => {
-            container.show_running(&daemon.store, state).await;
+            container.show_running(daemon, state).await;
             tracing::info!(pod = %pod.id, container = %container.id, "started a container");
             tokio::spawn(exit::watch(
                 Arc::clone(daemon),

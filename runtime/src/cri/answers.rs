@@ -7,15 +7,19 @@ use bulkhead_proto::cri::{
 };
 
 use crate::{
-    container::{Container, signal},
+    container::{self, Container, signal},
     image::{Image, ImageUser},
-    sandbox::Pod,
+    sandbox::{Pod, PodState},
     store::{ContainerPhase, PodPhase},
 };
 
 /// Whether the pod is ready, in CRI's words.
 pub(super) fn pod_state(pod: &Pod) -> PodSandboxState {
-    match pod.state().phase {
+    ready_or_not(pod.state().phase)
+}
+
+fn ready_or_not(phase: PodPhase) -> PodSandboxState {
+    match phase {
         PodPhase::Ready => PodSandboxState::SandboxReady,
         PodPhase::Creating | PodPhase::NotReady => PodSandboxState::SandboxNotready,
     }
@@ -34,8 +38,13 @@ pub(super) fn pod_item(pod: &Pod) -> PodSandbox {
     }
 }
 
-/// A pod's status.
+/// A pod's status now.
 pub(super) fn pod_status(pod: &Pod) -> PodSandboxStatus {
+    pod_status_in(pod, &pod.state())
+}
+
+/// A pod's status when it was in this state.
+pub(super) fn pod_status_in(pod: &Pod, state: &PodState) -> PodSandboxStatus {
     let options = pod
         .config
         .linux
@@ -46,9 +55,9 @@ pub(super) fn pod_status(pod: &Pod) -> PodSandboxStatus {
     PodSandboxStatus {
         id: pod.id.clone(),
         metadata: pod.config.metadata.clone(),
-        state: pod_state(pod).into(),
+        state: ready_or_not(state.phase).into(),
         created_at: pod.created_at_ns,
-        network: Some(network_status(pod)),
+        network: Some(network_status(state)),
         linux: Some(LinuxPodSandboxStatus {
             namespaces: Some(Namespace {
                 options: Some(options),
@@ -61,9 +70,9 @@ pub(super) fn pod_status(pod: &Pod) -> PodSandboxStatus {
 }
 
 /// A pod's addresses. A pod that was stopped has none any more.
-fn network_status(pod: &Pod) -> PodSandboxNetworkStatus {
-    let addresses = pod.state().addresses;
-    let Some((first, others)) = addresses.split_first().filter(|_| pod.is_ready()) else {
+fn network_status(state: &PodState) -> PodSandboxNetworkStatus {
+    let is_ready = state.phase == PodPhase::Ready;
+    let Some((first, others)) = state.addresses.split_first().filter(|_| is_ready) else {
         return PodSandboxNetworkStatus::default();
     };
     PodSandboxNetworkStatus {
@@ -97,9 +106,16 @@ pub(super) fn container_item(container: &Container) -> cri::Container {
     }
 }
 
-/// A container's status.
+/// A container's status now.
 pub(super) fn container_status(container: &Container) -> ContainerStatus {
-    let state = container.state();
+    container_status_in(container, container.state())
+}
+
+/// A container's status when it was in this state.
+pub(super) fn container_status_in(
+    container: &Container,
+    state: container::ContainerState,
+) -> ContainerStatus {
     let user = container.user.as_ref().map(|user| ContainerUser {
         linux: Some(LinuxContainerUser {
             uid: user.uid.into(),

@@ -9,6 +9,7 @@ use tonic::{Code, Status};
 
 use crate::{
     container::{ContainerError, StreamError},
+    events::{Missed, TooManyListeners},
     image::{CredentialsError, ErrorKind, ImageError, ReferenceError},
     network::NetworkError,
     refusal::Refusal,
@@ -75,6 +76,18 @@ impl From<PodError> for Failure {
 impl From<ContainerError> for Failure {
     fn from(error: ContainerError) -> Self {
         Self::new(container_code(&error), &error.to_string())
+    }
+}
+
+impl From<TooManyListeners> for Failure {
+    fn from(error: TooManyListeners) -> Self {
+        Self::new(Code::ResourceExhausted, &error.to_string())
+    }
+}
+
+impl From<Missed> for Failure {
+    fn from(error: Missed) -> Self {
+        Self::new(Code::DataLoss, &error.to_string())
     }
 }
 

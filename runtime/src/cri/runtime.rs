@@ -12,6 +12,7 @@ use tracing::{Instrument, Span};
 use super::{
     API_VERSION, KUBE_API_VERSION, RUNTIME_NAME, answers,
     error::Failure,
+    events::{self, EventStream},
     filter, info,
     parts::{self, Parts},
 };
@@ -92,7 +93,7 @@ impl RuntimeService for RuntimeHandlers {
     type StreamContainersStream = Parts<StreamContainersResponse>;
     type StreamContainerStatsStream = None_<StreamContainerStatsResponse>;
     type StreamPodSandboxStatsStream = None_<StreamPodSandboxStatsResponse>;
-    type GetContainerEventsStream = None_<ContainerEventResponse>;
+    type GetContainerEventsStream = EventStream;
     type StreamPodSandboxMetricsStream = None_<StreamPodSandboxMetricsResponse>;
 
     async fn version(&self, _: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
@@ -224,6 +225,9 @@ impl RuntimeService for RuntimeHandlers {
         answer("PodSandboxStatus", async {
             let request = request.into_inner();
             let pod = self.pod(&request.pod_sandbox_id)?;
+            // Before the states are read: an event of a later change must not look older than this answer.
+            let timestamp = self.daemon.events.now_ns();
+            let containers = self.daemon.containers_of(&pod.id);
             Ok(PodSandboxStatusResponse {
                 status: Some(answers::pod_status(&pod)),
                 info: if request.verbose {
@@ -231,8 +235,11 @@ impl RuntimeService for RuntimeHandlers {
                 } else {
                     HashMap::new()
                 },
-                containers_statuses: Vec::new(),
-                timestamp: 0,
+                containers_statuses: containers
+                    .iter()
+                    .map(|container| answers::container_status(container))
+                    .collect(),
+                timestamp,
             })
         })
         .await
@@ -520,7 +527,9 @@ impl RuntimeService for RuntimeHandlers {
         &self,
         _: Request<GetEventsRequest>,
     ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-        absent("GetContainerEvents")
+        let listening = self.daemon.events.listen();
+        let listening = listening.map_err(|error| Failure::from(error).into_status())?;
+        Ok(Response::new(events::stream(listening)))
     }
 
     async fn list_metric_descriptors(

@@ -69,6 +69,7 @@ pub async fn serve(
     }
     let _ = std::fs::remove_file(&path);
     let _ = leave.send(());
+    daemon.events.close();
     // Pulls may take for ever: they are given up at once, so that their clients still get an answer.
     let (ended, ()) = tokio::join!(tokio::time::timeout(FAREWELL, server), daemon.images.close());
     if ended.is_err() {

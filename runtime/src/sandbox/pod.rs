@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bulkhead_proto::cri::{PodSandboxConfig, PodSandboxMetadata};
@@ -11,6 +14,8 @@ use tokio::sync::watch;
 use super::{error::PodError, machine::Machine, paths::PodPaths, run::StartupTimes, size::MachineSize};
 use crate::{
     container::disk::ImageSlot,
+    daemon::Daemon,
+    events::{Change, Subject},
     identity::short,
     image::ImageId,
     store::{MachineRecord, PodPhase, PodRecord},
@@ -37,6 +42,8 @@ pub struct Pod {
     /// For whoever changes its state.
     pub(crate) turns: Turns,
     state: watch::Sender<PodState>,
+    /// Whether its end has been told.
+    end_told: AtomicBool,
     /// The images whose disks are on the machine's bus, or on their way to it.
     images: Mutex<HashMap<ImageId, Arc<ImageSlot>>>,
 }
@@ -90,6 +97,7 @@ impl Pod {
             size,
             turns: Turns::default(),
             state: watch::Sender::new(state),
+            end_told: AtomicBool::new(false),
             images: Mutex::default(),
         }
     }
@@ -140,6 +148,17 @@ impl Pod {
     /// Changes its state.
     pub(super) fn change(&self, change: impl FnOnce(&mut PodState)) {
         self.state.send_modify(change);
+    }
+
+    /// Tells, once, that it has ended: its containers have, and its machine.
+    pub(super) fn tell_end(self: &Arc<Self>, daemon: &Daemon) {
+        daemon.events.step(daemon, Subject::Pod(self), || {
+            if self.end_told.swap(true, Ordering::AcqRel) {
+                Vec::new()
+            } else {
+                vec![Change::Stopped]
+            }
+        });
     }
 
     /// The place of an image among its disks.

@@ -92,6 +92,7 @@ async fn recover_pod(
                 });
                 daemon.store.put_pod(pod.record()).await?;
                 list(daemon, &pod, containers);
+                pod.tell_end(daemon);
                 Ok(())
             }
         };
@@ -265,6 +266,8 @@ async fn lose(
             container::exit::lose(daemon, container, &end).await;
         }
     }
+    // Before anybody listens: who comes later finds it in the lists.
+    pod.tell_end(daemon);
     daemon.store.put_pod(pod.record()).await
 }
 

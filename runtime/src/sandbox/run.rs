@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     daemon::Daemon,
+    events::{Change, Subject},
     identity::{new_id, now_ns},
     store::{MachineRecord, PodPhase},
 };
@@ -118,7 +119,10 @@ pub async fn run(
             pod.change(|state| state.startup = Some(times));
             rollback.keep();
             daemon.metrics.pod_started(&times);
-            reservation.fill(Arc::clone(&pod));
+            daemon.events.step(daemon, Subject::Pod(&pod), || {
+                reservation.fill(Arc::clone(&pod));
+                vec![Change::Created, Change::Started]
+            });
             tracing::info!(pod = %id, pid = machine.identity().pid, ?times, "the pod is ready");
             tokio::spawn(stop::watch(Arc::clone(daemon), pod, machine));
             Ok(id)
@@ -139,7 +143,11 @@ pub async fn run(
                 if let Err(error) = daemon.store.put_pod(pod.record()).await {
                     tracing::error!(pod = %id, %error, "the pod's state is not on the disk");
                 }
-                reservation.fill(pod);
+                daemon.events.step(daemon, Subject::Pod(&pod), || {
+                    reservation.fill(Arc::clone(&pod));
+                    vec![Change::Created]
+                });
+                pod.tell_end(daemon);
             }
             Err(error)
         }

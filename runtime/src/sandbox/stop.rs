@@ -10,7 +10,12 @@ use super::{
     pod::Pod,
     run::blocking,
 };
-use crate::{container, daemon::Daemon, store::PodPhase};
+use crate::{
+    container,
+    daemon::Daemon,
+    events::{Change, Subject},
+    store::PodPhase,
+};
 
 /// StopPodSandbox: ends the containers and the machine, and frees what the pod held. When this returns, all of it is gone.
 /// A pod that is stopped already, or half, is stopped again.
@@ -56,7 +61,10 @@ pub async fn remove(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), PodError
         .map(|container| container.id.clone())
         .collect();
     daemon.store.remove_pod(pod.id.clone(), left).await?;
-    daemon.pods.remove(&pod.id);
+    daemon.events.step(daemon, Subject::Pod(pod), || {
+        daemon.pods.remove(&pod.id);
+        vec![Change::Deleted]
+    });
     tracing::info!(pod = %pod.id, "the pod is removed");
     Ok(())
 }
@@ -79,6 +87,7 @@ pub(super) async fn watch(daemon: Arc<Daemon>, pod: Arc<Pod>, machine: Arc<Machi
         "the virtual machine of a pod has ended by itself");
     let _turn = pod.turns.take().await;
     settle_containers(&daemon, &pod, &end).await;
+    pod.tell_end(&daemon);
     if let Err(error) = free(&daemon, &pod, Keep::Namespace).await {
         tracing::error!(pod = %pod.id, %error, "what the pod held is not all removed; StopPodSandbox tries again");
     }
@@ -107,6 +116,7 @@ async fn stop_in_turn(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), PodErr
     } else {
         settle_containers(daemon, pod, &MachineEnd::default()).await;
     }
+    pod.tell_end(daemon);
     free(daemon, pod, Keep::Nothing).await
 }
 

@@ -16,6 +16,7 @@
 
 mod containers;
 mod double;
+mod events;
 mod kills;
 mod logs;
 mod node;

@@ -268,6 +268,15 @@ impl Node {
         })
     }
 
+    /// Reads the next message of a stream; `None` at its end.
+    pub fn next<T>(&self, stream: &mut tonic::Streaming<T>) -> Result<Option<T>, Status> {
+        self.client.block_on(async {
+            tokio::time::timeout(PATIENCE, stream.message())
+                .await
+                .expect("a message or the end in time")
+        })
+    }
+
     /// Calls ImageService.
     pub fn images<T>(
         &self,

@@ -369,7 +369,6 @@ fn calls_of_later_versions_are_refused_by_name() {
         container_stats(ContainerStatsRequest::default()) = "ContainerStats";
         list_container_stats(ListContainerStatsRequest::default()) = "ListContainerStats";
         pod_sandbox_stats(PodSandboxStatsRequest::default()) = "PodSandboxStats";
-        get_container_events(GetEventsRequest::default()) = "GetContainerEvents";
         checkpoint_pod(CheckpointPodRequest::default()) = "CheckpointPod";
     }
 }
