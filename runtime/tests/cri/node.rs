@@ -269,7 +269,7 @@ impl Node {
     }
 
     /// Reads the next message of a stream; `None` at its end.
-    pub fn next<T>(&self, stream: &mut tonic::Streaming<T>) -> Result<Option<T>, Status> {
+    pub fn next<T>(&self, stream: &mut Streaming<T>) -> Result<Option<T>, Status> {
         self.client.block_on(async {
             tokio::time::timeout(PATIENCE, stream.message())
                 .await

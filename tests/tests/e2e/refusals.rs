@@ -465,7 +465,6 @@ fn calls_of_later_versions_are_refused_by_name() {
         list_pod_sandbox_stats ListPodSandboxStatsRequest "ListPodSandboxStats",
         list_metric_descriptors ListMetricDescriptorsRequest "ListMetricDescriptors",
         list_pod_sandbox_metrics ListPodSandboxMetricsRequest "ListPodSandboxMetrics",
-        get_container_events GetEventsRequest "GetContainerEvents",
         stream_container_stats StreamContainerStatsRequest "StreamContainerStats",
         stream_pod_sandbox_stats StreamPodSandboxStatsRequest "StreamPodSandboxStats",
         stream_pod_sandbox_metrics StreamPodSandboxMetricsRequest "StreamPodSandboxMetrics",
