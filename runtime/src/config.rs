@@ -125,6 +125,8 @@ pub struct Timeouts {
     pub agent_seconds: u64,
     /// For each machine at the daemon's start.
     pub recovery_seconds: u64,
+    /// For each guest that is asked what it uses.
+    pub stats_seconds: u64,
 }
 
 /// The daemon's log.
@@ -277,6 +279,7 @@ impl Config {
             ("timeouts.boot_seconds", self.timeouts.boot_seconds),
             ("timeouts.agent_seconds", self.timeouts.agent_seconds),
             ("timeouts.recovery_seconds", self.timeouts.recovery_seconds),
+            ("timeouts.stats_seconds", self.timeouts.stats_seconds),
         ] {
             if !(1..=86400).contains(&value) {
                 return refuse(key, value.to_string(), "it must be 1 second to a day");
@@ -354,6 +357,11 @@ impl Timeouts {
     pub fn recovery(&self) -> Duration {
         Duration::from_secs(self.recovery_seconds)
     }
+
+    /// For each guest that is asked what it uses.
+    pub fn stats(&self) -> Duration {
+        Duration::from_secs(self.stats_seconds)
+    }
 }
 
 impl Default for Config {
@@ -388,6 +396,7 @@ impl Default for Timeouts {
             boot_seconds: 60,
             agent_seconds: 60,
             recovery_seconds: 10,
+            stats_seconds: 1,
         }
     }
 }

@@ -34,6 +34,7 @@ use crate::{
     daemon::Daemon,
     events::{Change, Subject},
     logs::writer::LogReopener,
+    stats::History,
     store::{ContainerPhase, ContainerRecord, ImageRecord, UserRecord},
     turn::Turns,
 };
@@ -67,6 +68,8 @@ pub struct Container {
     kill_at: watch::Sender<Option<Instant>>,
     log: Mutex<Option<OpenLog>>,
     resources: Mutex<Option<LinuxContainerResources>>,
+    /// What it used before.
+    pub(crate) history: History,
 }
 
 /// What changes in a container's life.
@@ -124,6 +127,7 @@ impl Container {
             kill_at: watch::Sender::new(None),
             log: Mutex::default(),
             resources: Mutex::new(record.resources),
+            history: History::default(),
         }
     }
 
@@ -249,7 +253,7 @@ impl Container {
         *self.log.lock().unwrap_or_else(PoisonError::into_inner) = log;
     }
 
-    fn wrong_state(&self, operation: &'static str, remedy: &'static str) -> ContainerError {
+    pub(crate) fn wrong_state(&self, operation: &'static str, remedy: &'static str) -> ContainerError {
         let state = match self.phase() {
             ContainerPhase::Created => "created and not started",
             ContainerPhase::Running => "running",

@@ -11,9 +11,11 @@ mod filter;
 mod images;
 mod info;
 mod listener;
+mod metrics;
 mod parts;
 mod runtime;
 pub mod server;
+mod stats;
 
 /// Version of the interface, as the kubelet expects it in `VersionResponse.version`.
 pub const KUBE_API_VERSION: &str = "0.1.0";

@@ -21,6 +21,7 @@ pub mod notify;
 pub mod observe;
 pub mod refusal;
 pub mod sandbox;
+pub mod stats;
 pub mod store;
 pub mod table;
 pub mod turn;

@@ -14,6 +14,7 @@ use crate::{
     network::NetworkError,
     refusal::Refusal,
     sandbox::{PodError, agent::AgentError, machine::MachineError, scratch::ScratchError},
+    stats::{OfContainerError, StatsError},
     table::LookupError,
 };
 
@@ -76,6 +77,18 @@ impl From<PodError> for Failure {
 impl From<ContainerError> for Failure {
     fn from(error: ContainerError) -> Self {
         Self::new(container_code(&error), &error.to_string())
+    }
+}
+
+impl From<OfContainerError> for Failure {
+    fn from(error: OfContainerError) -> Self {
+        let code = match &error {
+            OfContainerError::Container(error) => container_code(error),
+            OfContainerError::Pod(error) => lookup_code(error),
+            OfContainerError::Stats(StatsError::Silent { .. }) => Code::DeadlineExceeded,
+            OfContainerError::Stats(StatsError::Agent { source, .. }) => agent_code(source),
+        };
+        Self::new(code, &error.to_string())
     }
 }
 

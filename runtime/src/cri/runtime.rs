@@ -4,7 +4,6 @@ use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc};
 
 #[allow(clippy::wildcard_imports, reason = "requests and answers of all 37 calls")]
 use bulkhead_proto::cri::{self, runtime_service_server::RuntimeService, *};
-use futures_util::stream::Empty;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 use tracing::{Instrument, Span};
@@ -13,8 +12,9 @@ use super::{
     API_VERSION, KUBE_API_VERSION, RUNTIME_NAME, answers,
     error::Failure,
     events::{self, EventStream},
-    filter, info,
+    filter, info, metrics,
     parts::{self, Parts},
+    stats,
 };
 use crate::{
     check,
@@ -84,17 +84,14 @@ impl RuntimeHandlers {
     }
 }
 
-/// Calls of streams that this version does not have.
-type None_<T> = Empty<Result<T, Status>>;
-
 #[tonic::async_trait]
 impl RuntimeService for RuntimeHandlers {
     type StreamPodSandboxesStream = Parts<StreamPodSandboxesResponse>;
     type StreamContainersStream = Parts<StreamContainersResponse>;
-    type StreamContainerStatsStream = None_<StreamContainerStatsResponse>;
-    type StreamPodSandboxStatsStream = None_<StreamPodSandboxStatsResponse>;
+    type StreamContainerStatsStream = Parts<StreamContainerStatsResponse>;
+    type StreamPodSandboxStatsStream = Parts<StreamPodSandboxStatsResponse>;
     type GetContainerEventsStream = EventStream;
-    type StreamPodSandboxMetricsStream = None_<StreamPodSandboxMetricsResponse>;
+    type StreamPodSandboxMetricsStream = Parts<StreamPodSandboxMetricsResponse>;
 
     async fn version(&self, _: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
         Ok(Response::new(VersionResponse {
@@ -446,44 +443,62 @@ impl RuntimeService for RuntimeHandlers {
 
     async fn container_stats(
         &self,
-        _: Request<ContainerStatsRequest>,
+        request: Request<ContainerStatsRequest>,
     ) -> Result<Response<ContainerStatsResponse>, Status> {
-        absent("ContainerStats")
+        answer("ContainerStats", async {
+            let container = self.container(&request.into_inner().container_id)?;
+            let stats = stats::of_container(&self.daemon, &container).await?;
+            Ok(ContainerStatsResponse { stats: Some(stats) })
+        })
+        .await
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<ListContainerStatsRequest>,
+        request: Request<ListContainerStatsRequest>,
     ) -> Result<Response<ListContainerStatsResponse>, Status> {
-        absent("ListContainerStats")
+        let stats = stats::of_containers(&self.daemon, request.into_inner().filter).await;
+        Ok(Response::new(ListContainerStatsResponse { stats }))
     }
 
     async fn stream_container_stats(
         &self,
-        _: Request<StreamContainerStatsRequest>,
+        request: Request<StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        absent("StreamContainerStats")
+        let stats = stats::of_containers(&self.daemon, request.into_inner().filter).await;
+        Ok(parts::stream(stats, |container_stats| {
+            StreamContainerStatsResponse { container_stats }
+        }))
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _: Request<PodSandboxStatsRequest>,
+        request: Request<PodSandboxStatsRequest>,
     ) -> Result<Response<PodSandboxStatsResponse>, Status> {
-        absent("PodSandboxStats")
+        answer("PodSandboxStats", async {
+            let pod = self.pod(&request.into_inner().pod_sandbox_id)?;
+            let stats = stats::of_pod(&self.daemon, &pod).await?;
+            Ok(PodSandboxStatsResponse { stats: Some(stats) })
+        })
+        .await
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<ListPodSandboxStatsRequest>,
+        request: Request<ListPodSandboxStatsRequest>,
     ) -> Result<Response<ListPodSandboxStatsResponse>, Status> {
-        absent("ListPodSandboxStats")
+        let stats = stats::of_pods(&self.daemon, request.into_inner().filter).await;
+        Ok(Response::new(ListPodSandboxStatsResponse { stats }))
     }
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<StreamPodSandboxStatsRequest>,
+        request: Request<StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        absent("StreamPodSandboxStats")
+        let stats = stats::of_pods(&self.daemon, request.into_inner().filter).await;
+        Ok(parts::stream(stats, |pod_sandbox_stats| {
+            StreamPodSandboxStatsResponse { pod_sandbox_stats }
+        }))
     }
 
     async fn update_runtime_config(
@@ -536,21 +551,27 @@ impl RuntimeService for RuntimeHandlers {
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Result<Response<ListMetricDescriptorsResponse>, Status> {
-        absent("ListMetricDescriptors")
+        Ok(Response::new(ListMetricDescriptorsResponse {
+            descriptors: metrics::descriptors(),
+        }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Result<Response<ListPodSandboxMetricsResponse>, Status> {
-        absent("ListPodSandboxMetrics")
+        let pod_metrics = metrics::of_pods(&self.daemon).await;
+        Ok(Response::new(ListPodSandboxMetricsResponse { pod_metrics }))
     }
 
     async fn stream_pod_sandbox_metrics(
         &self,
         _: Request<StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        absent("StreamPodSandboxMetrics")
+        let metrics = metrics::of_pods(&self.daemon).await;
+        Ok(parts::stream(metrics, |pod_sandbox_metrics| {
+            StreamPodSandboxMetricsResponse { pod_sandbox_metrics }
+        }))
     }
 
     async fn update_pod_sandbox_resources(

@@ -156,6 +156,8 @@ calls! {
     acknowledge_exit(AcknowledgeExitRequest) -> AcknowledgeExitResponse;
     /// Frees a container.
     remove_container(RemoveContainerRequest) -> RemoveContainerResponse;
+    /// What the guest uses.
+    stats(StatsRequest) -> StatsResponse;
     /// What the guest runs.
     list_containers(ListContainersRequest) -> ListContainersResponse;
 }

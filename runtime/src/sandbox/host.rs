@@ -41,6 +41,13 @@ pub trait Host: Debug + Send + Sync + 'static {
     ///
     /// What the kernel says, or that its processes do not end.
     fn remove_cgroup(&self, path: &str) -> io::Result<()>;
+
+    /// The contents of a file of the control group, such as `cpu.stat`. Blocking, shortly.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; `NotFound` also where the file's controller does not count the group.
+    fn read_cgroup(&self, path: &str, file: &str) -> io::Result<String>;
 }
 
 /// Linux with a unified control group hierarchy.
@@ -72,5 +79,9 @@ impl Host for Linux {
 
     fn remove_cgroup(&self, path: &str) -> io::Result<()> {
         cgroup::remove(&self.cgroup_root, path)
+    }
+
+    fn read_cgroup(&self, path: &str, file: &str) -> io::Result<String> {
+        std::fs::read_to_string(self.cgroup_root.join(path.trim_start_matches('/')).join(file))
     }
 }

@@ -18,6 +18,7 @@ use crate::{
     events::{Change, Subject},
     identity::short,
     image::ImageId,
+    stats::{GuestStats, History},
     store::{MachineRecord, PodPhase, PodRecord},
     turn::Turns,
 };
@@ -42,6 +43,10 @@ pub struct Pod {
     /// For whoever changes its state.
     pub(crate) turns: Turns,
     state: watch::Sender<PodState>,
+    /// What its machine cost the host before.
+    pub(crate) history: History,
+    /// What its guest is asked of its use.
+    pub(crate) guest_stats: GuestStats,
     /// Whether its end has been told.
     end_told: AtomicBool,
     /// The images whose disks are on the machine's bus, or on their way to it.
@@ -97,6 +102,8 @@ impl Pod {
             size,
             turns: Turns::default(),
             state: watch::Sender::new(state),
+            history: History::default(),
+            guest_stats: GuestStats::default(),
             end_told: AtomicBool::new(false),
             images: Mutex::default(),
         }

@@ -6,6 +6,7 @@
 mod agent;
 mod control;
 mod processes;
+mod stats;
 mod streams;
 mod vsock;
 

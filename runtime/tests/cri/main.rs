@@ -23,6 +23,7 @@ mod node;
 mod observe;
 mod pods;
 mod restarts;
+mod stats;
 
 #[expect(dead_code, unreachable_pub, reason = "the tests of images use all of it")]
 #[path = "../image/build.rs"]

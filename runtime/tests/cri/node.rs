@@ -1,7 +1,7 @@
 //! A node for a test: directories, a registry with one image, a daemon that can be killed, and a client.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
     net::{Ipv4Addr, SocketAddr},
@@ -42,6 +42,8 @@ pub const PATIENCE: Duration = Duration::from_mins(1);
 pub struct FakeHost {
     pub namespaces: Mutex<BTreeSet<PathBuf>>,
     pub cgroups: Mutex<BTreeSet<String>>,
+    /// Files of control groups; none where nothing is counted.
+    pub files: Mutex<BTreeMap<(String, String), String>>,
     /// What cannot be removed.
     pub stuck: Mutex<Option<&'static str>>,
 }
@@ -71,6 +73,12 @@ impl Host for FakeHost {
     fn remove_cgroup(&self, path: &str) -> io::Result<()> {
         self.cgroups.lock().unwrap().remove(path);
         Ok(())
+    }
+
+    fn read_cgroup(&self, path: &str, file: &str) -> io::Result<String> {
+        let files = self.files.lock().unwrap();
+        let found = files.get(&(path.to_owned(), file.to_owned()));
+        found.cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 

@@ -366,9 +366,6 @@ fn calls_of_later_versions_are_refused_by_name() {
         exec(ExecRequest::default()) = "Exec";
         attach(AttachRequest::default()) = "Attach";
         port_forward(PortForwardRequest::default()) = "PortForward";
-        container_stats(ContainerStatsRequest::default()) = "ContainerStats";
-        list_container_stats(ListContainerStatsRequest::default()) = "ListContainerStats";
-        pod_sandbox_stats(PodSandboxStatsRequest::default()) = "PodSandboxStats";
         checkpoint_pod(CheckpointPodRequest::default()) = "CheckpointPod";
     }
 }

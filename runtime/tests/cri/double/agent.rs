@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     processes::{Container, Guest, Process},
-    vsock,
+    stats, vsock,
 };
 
 /// The service.
@@ -241,8 +241,8 @@ impl agent_server::Agent for Agent {
         Err(Status::unimplemented("the double has no terminals"))
     }
 
-    async fn stats(&self, _: Request<StatsRequest>) -> Result<Response<StatsResponse>, Status> {
-        Err(Status::unimplemented("the double counts nothing"))
+    async fn stats(&self, request: Request<StatsRequest>) -> Result<Response<StatsResponse>, Status> {
+        stats::answer(&self.guest, &request.into_inner()).await
     }
 
     async fn shutdown(&self, _: Request<ShutdownRequest>) -> Result<Response<ShutdownResponse>, Status> {

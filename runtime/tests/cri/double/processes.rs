@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -20,6 +20,8 @@ pub struct Guest {
     pub containers: Arc<Mutex<HashMap<String, Container>>>,
     /// Told when a process is made, for streams that came before it.
     pub made: Arc<Notify>,
+    /// How often it was asked for statistics.
+    pub measured: Arc<AtomicU64>,
 }
 
 /// A container.
@@ -61,6 +63,7 @@ impl Guest {
             manners,
             containers: Arc::default(),
             made: Arc::default(),
+            measured: Arc::default(),
         }
     }
 
