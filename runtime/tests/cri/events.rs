@@ -154,7 +154,7 @@ fn what_does_not_come_to_be_or_starts_in_vain_is_told_as_that() {
     let told: Vec<_> = (0..2).map(|_| next(&node, &mut events)).collect();
     let expected = [(id.clone(), ContainerCreatedEvent), (id, ContainerStoppedEvent)];
     assert_eq!(told.iter().map(short).collect::<Vec<_>>(), expected);
-    assert_eq!(told[1].containers_statuses[0].reason, "StartError");
+    assert_eq!(told[1].containers_statuses[0].reason, "ContainerCannotRun");
 }
 
 #[test]
