@@ -3,7 +3,8 @@
 use std::{
     ffi::OsStr,
     fmt,
-    process::{Command, Stdio},
+    fs::File,
+    process::{Child, Command, Stdio},
 };
 
 use serde_json::Value;
@@ -50,6 +51,14 @@ impl Crictl {
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
+    }
+
+    /// Starts a command that goes on until it is killed, and writes its standard output to `stdout`.
+    pub fn start<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>, stdout: File) -> Child {
+        let mut command = Command::new("crictl");
+        command.args(&self.flags).args(args).stdin(Stdio::null());
+        let started = command.stdout(stdout).spawn();
+        started.unwrap_or_else(|error| panic!("crictl does not start: {error}; is it on the PATH?"))
     }
 
     /// Runs a command that must succeed, and gives its standard output without surrounding white space.

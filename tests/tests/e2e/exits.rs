@@ -151,6 +151,39 @@ fn a_container_over_its_memory_limit_is_oom_killed() {
         (0, "Completed"),
         "{status:?}"
     );
+    // A process beside the first one is killed, which goes on and then ends as if nothing had been.
+    let parents: Vec<_> = [0, 7]
+        .map(|code| {
+            let script = format!("dd if=/dev/zero of=/dev/null bs=40M count=1; echo lost $?; exit {code}");
+            (pod.run(limited(&script)), code)
+        })
+        .into();
+    let group = limited("dd if=/dev/zero of=/dev/null bs=40M count=1; echo never; sleep 1000").with(
+        "/linux/resources/unified",
+        serde_json::json!({ "memory.oom.group": "1" }),
+    );
+    let group = pod.run(group);
+    for (parent, code) in &parents {
+        let status = parent.wait_exited();
+        assert_eq!(
+            (status.exit_code, status.reason.as_str()),
+            (137, "OOMKilled"),
+            "{status:?}"
+        );
+        assert!(
+            status.message.ends_with(&format!("ended with {code}")),
+            "{status:?}"
+        );
+        let log = String::from_utf8_lossy(&parent.raw_log()).into_owned();
+        assert!(log.contains("lost 137"), "{log}");
+    }
+    let status = group.wait_exited();
+    assert_eq!(
+        (status.exit_code, status.reason.as_str()),
+        (137, "OOMKilled"),
+        "{status:?}"
+    );
+    assert!(!String::from_utf8_lossy(&group.raw_log()).contains("never"));
     let next = pod.run(ContainerSpec::sh("exit 0"));
     assert_eq!(
         next.wait_exited().exit_code,

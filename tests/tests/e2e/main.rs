@@ -22,5 +22,6 @@ mod network;
 mod output;
 mod pulls;
 mod refusals;
+mod stats;
 mod storage;
 mod users;
