@@ -178,15 +178,13 @@ impl Listening {
     ///
     /// [`Missed`] once all that could be kept has been read.
     pub async fn next(&mut self) -> Option<Result<Arc<Event>, Missed>> {
+        // Looked at first: where some were lost before, nothing more comes into the queue, and an empty one has been read.
+        let missed_some = self.lost.load(Ordering::Acquire) > 0;
         match self.queue.try_recv() {
-            Ok(event) => return Some(Ok(event)),
-            Err(TryRecvError::Disconnected) => return None,
-            Err(TryRecvError::Empty) => {}
-        }
-        // Events are lost only while the queue is full, so none can be between these two lines.
-        match self.lost.load(Ordering::Acquire) {
-            0 => self.queue.recv().await.map(Ok),
-            lost => Some(Err(Missed(lost))),
+            Ok(event) => Some(Ok(event)),
+            Err(TryRecvError::Disconnected) => None,
+            Err(TryRecvError::Empty) if missed_some => Some(Err(Missed(self.lost.load(Ordering::Acquire)))),
+            Err(TryRecvError::Empty) => self.queue.recv().await.map(Ok),
         }
     }
 }

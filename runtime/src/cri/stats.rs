@@ -46,9 +46,10 @@ pub(super) async fn of_containers(
         filter::container(Some(&filter), &container.id, &container.pod_id, state, labels)
     });
     let usages = stats::of_containers(daemon, &containers).await;
+    let mountpoint = mountpoint(daemon);
     usages
         .iter()
-        .map(|usage| container_stats(daemon, usage))
+        .map(|usage| container_stats(&mountpoint, usage))
         .collect()
 }
 
@@ -58,7 +59,7 @@ pub(super) async fn of_container(
     container: &Arc<Container>,
 ) -> Result<ContainerStats, Failure> {
     let usage = stats::of_container(daemon, container).await?;
-    Ok(container_stats(daemon, &usage))
+    Ok(container_stats(&mountpoint(daemon), &usage))
 }
 
 /// The ready pods that `filter` lets pass.
@@ -82,14 +83,15 @@ pub(super) async fn of_pods(
         )
     });
     let usages = stats::of_pods(daemon, pods, Detail::Figures).await;
-    usages.iter().map(|usage| pod_stats(daemon, usage)).collect()
+    let mountpoint = mountpoint(daemon);
+    usages.iter().map(|usage| pod_stats(&mountpoint, usage)).collect()
 }
 
 /// One ready pod.
 pub(super) async fn of_pod(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<PodSandboxStats, Failure> {
     let usages = stats::of_pods(daemon, vec![Arc::clone(pod)], Detail::Figures).await;
     match usages.first() {
-        Some(usage) => Ok(pod_stats(daemon, usage)),
+        Some(usage) => Ok(pod_stats(&mountpoint(daemon), usage)),
         None => Err(PodError::NotReady {
             id: pod.id.clone(),
             why: pod.state().message,
@@ -98,14 +100,18 @@ pub(super) async fn of_pod(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<PodSa
     }
 }
 
-fn container_stats(daemon: &Daemon, usage: &ContainerUsage) -> ContainerStats {
+/// What `ImageFsInfo` names: the disks that containers write to are files of the same file system.
+fn mountpoint(daemon: &Daemon) -> String {
+    daemon.images.usage().mountpoint.to_string_lossy().into_owned()
+}
+
+fn container_stats(mountpoint: &str, usage: &ContainerUsage) -> ContainerStats {
     let ContainerUsage { container, usage } = usage;
     let figures = &usage.figures;
     let writable_layer = figures.writable_layer_bytes.map(|bytes| FilesystemUsage {
         timestamp: usage.at_ns,
         fs_id: Some(FilesystemIdentifier {
-            // As ImageFsInfo: the disks that containers write to are files of the same file system.
-            mountpoint: daemon.images.usage().mountpoint.to_string_lossy().into_owned(),
+            mountpoint: mountpoint.to_owned(),
         }),
         used_bytes: value(bytes),
         inodes_used: figures.writable_layer_inodes.and_then(value),
@@ -131,7 +137,7 @@ fn container_stats(daemon: &Daemon, usage: &ContainerUsage) -> ContainerStats {
     }
 }
 
-fn pod_stats(daemon: &Daemon, usage: &PodUsage) -> PodSandboxStats {
+fn pod_stats(mountpoint: &str, usage: &PodUsage) -> PodSandboxStats {
     let PodUsage { pod, machine, guest } = usage;
     let machine = machine.as_ref();
     let guest = guest.as_deref();
@@ -139,7 +145,7 @@ fn pod_stats(daemon: &Daemon, usage: &PodUsage) -> PodSandboxStats {
         guest
             .containers
             .iter()
-            .map(|usage| container_stats(daemon, usage))
+            .map(|usage| container_stats(mountpoint, usage))
             .collect()
     });
     PodSandboxStats {

@@ -10,9 +10,11 @@ use std::{
     fs::{self, File},
     path::Path,
     process::Child,
+    time::{Duration, Instant},
 };
 
-use bulkhead_tests::{Container, ContainerSpec, Daemon, DaemonOptions, PodSpec, until};
+use bulkhead_tests::{Container, ContainerSpec, DEADLINE, Daemon, DaemonOptions, PodSpec, until};
+use bulkhead_vmm::control::client::Client;
 use serde_json::{Deserializer, Value};
 
 const MIB: u64 = 1 << 20;
@@ -410,6 +412,59 @@ fn the_metrics_have_names_labels_and_the_same_numbers(daemon: &Daemon, busy: &Co
         value("container_fs_limit_bytes", &[]),
     );
     assert!(value("container_fs_inodes_free", &[]) < value("container_fs_inodes_total", &[]));
+}
+
+#[test]
+#[ignore = "runs in the node: hack/test"]
+fn a_guest_that_stands_still_delays_nobody() {
+    let daemon = Daemon::private(DaemonOptions::new().config("timeouts.stats_seconds", 5));
+    let crictl = daemon.crictl();
+    let (still, moving) = (
+        daemon.run_pod(PodSpec::new("still")),
+        daemon.run_pod(PodSpec::new("moving")),
+    );
+    let (silent, told) = (
+        still.run(ContainerSpec::idle()),
+        moving.run(ContainerSpec::idle()),
+    );
+    let control = daemon.state().join("pods").join(still.id()).join("control");
+    let machine = Client::connect(&control, DEADLINE).expect("the machine's control socket");
+    machine.pause().expect("the machine pauses");
+
+    let listed = || crictl.json(["stats", "-o", "json"]);
+    let ids = |stats: &Value| -> Vec<String> {
+        let stats = stats["stats"].as_array().into_iter().flatten();
+        stats
+            .map(|stats| stats["attributes"]["id"].as_str().unwrap_or_default().to_owned())
+            .collect()
+    };
+    assert_eq!(ids(&listed()), [told.id()], "the first call waits for it in vain");
+    let begun = Instant::now();
+    assert_eq!(ids(&listed()), [told.id()]);
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "the second call waits as well"
+    );
+    let pods = crictl.json(["statsp", "-o", "json"]);
+    assert_eq!(ids(&pods).len(), 2, "{pods:#}");
+    for pod in pods["stats"].as_array().into_iter().flatten() {
+        let is_still = pod["attributes"]["id"] == still.id();
+        assert!(
+            number(pod, "/linux/memory/workingSetBytes/value") > 16 * MIB,
+            "{pod:#}"
+        );
+        assert_eq!(pod["linux"]["network"].is_null(), is_still, "{pod:#}");
+    }
+
+    machine.resume().expect("the machine goes on");
+    until("the guest that goes on to be told again", || {
+        let ids = ids(&listed());
+        if ids.iter().any(|id| id == silent.id()) {
+            Ok(())
+        } else {
+            Err(format!("{ids:?}"))
+        }
+    });
 }
 
 /// `crictl events`, ended with the test.
