@@ -17,6 +17,9 @@ use tonic::transport::server::Connected;
 
 use crate::sys::reactor;
 
+/// Most bytes that are received at once.
+pub const PART_BYTES: usize = 16 * 1024;
+
 /// A connected socket.
 #[derive(Debug)]
 pub struct Connection {
@@ -36,6 +39,18 @@ impl Connection {
         self.socket
             .async_io(Interest::READABLE, |socket| {
                 Ok(recv(socket, &mut *buffer, RecvFlags::empty())?.0)
+            })
+            .await
+    }
+
+    /// Receives what there is, at most [`PART_BYTES`]; nothing at the end of the peer's sending. While it waits, no buffer is
+    /// held.
+    pub async fn receive_part(&self) -> io::Result<Vec<u8>> {
+        self.socket
+            .async_io(Interest::READABLE, |socket| {
+                let mut part = [0; PART_BYTES];
+                let (length, _) = recv(socket, &mut part, RecvFlags::empty())?;
+                Ok(part.get(..length).unwrap_or_default().to_vec())
             })
             .await
     }

@@ -2,12 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bulkhead_proto::agent::{StreamHeader, StreamReply, limits::FRAME_BYTES, wire};
+use bulkhead_proto::agent::{StreamHeader, StreamKind, StreamReply, limits::FRAME_BYTES, wire};
 use tokio::{sync::Semaphore, time::timeout};
 
 use super::{
     connection::{Connection, Listener},
     output::Attachment,
+    port::{self, Ports},
     registry::{Registry, Route},
 };
 use crate::init::log;
@@ -23,6 +24,7 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves `listener` for ever.
 pub async fn serve(listener: Listener, registry: Registry) {
+    let ports = Ports::default();
     let greeting = Arc::new(Semaphore::new(GREETING_CONNECTIONS));
     loop {
         let Ok(permit) = greeting.clone().acquire_owned().await else {
@@ -36,11 +38,11 @@ pub async fn serve(listener: Listener, registry: Registry) {
                 continue;
             }
         };
-        let registry = registry.clone();
+        let (registry, ports) = (registry.clone(), ports.clone());
         tokio::spawn(async move {
             let header = timeout(GREETING_TIME, read_header(&connection)).await;
             match header {
-                Ok(Ok((header, early))) => welcome(&registry, connection, &header, early).await,
+                Ok(Ok((header, early))) => welcome(&registry, &ports, connection, &header, early).await,
                 Ok(Err(refusal)) => refuse(&connection, refusal).await,
                 Err(_) => {
                     let refusal = format!("no header came within {} s", GREETING_TIME.as_secs());
@@ -52,7 +54,18 @@ pub async fn serve(listener: Listener, registry: Registry) {
     }
 }
 
-async fn welcome(registry: &Registry, connection: Connection, header: &StreamHeader, early: Vec<u8>) {
+async fn welcome(
+    registry: &Registry,
+    ports: &Ports,
+    connection: Connection,
+    header: &StreamHeader,
+    early: Vec<u8>,
+) {
+    if header.kind() == StreamKind::Port {
+        // It may take its time, and as long as it lives.
+        tokio::spawn(forward(ports.clone(), connection, header.port, early));
+        return;
+    }
     let attachment = |connection, answered| Attachment {
         connection,
         offset: header.offset,
@@ -69,6 +82,22 @@ async fn welcome(registry: &Registry, connection: Connection, header: &StreamHea
             }
         }
         Err(refusal) => refuse(&connection, refusal.to_string()).await,
+    }
+}
+
+async fn forward(ports: Ports, connection: Connection, port: u32, early: Vec<u8>) {
+    match ports.connect(port).await {
+        Ok(port) => {
+            if answer(&connection, String::new()).await.is_ok() {
+                port::join(connection, port, early).await;
+            }
+        }
+        // A client's mistake, and no news for the log.
+        Err(refusal) => {
+            if answer(&connection, refusal).await.is_ok() {
+                connection.shut_down_sending();
+            }
+        }
     }
 }
 

@@ -170,6 +170,7 @@ impl Registry {
                         StreamKind::Stdin => "stdin",
                         StreamKind::Stdout => "stdout",
                         StreamKind::Stderr => "stderr",
+                        StreamKind::Port => "port",
                     },
                 }),
             };
@@ -239,6 +240,7 @@ mod tests {
             exec_id: exec.to_owned(),
             kind: StreamKind::Stdout.into(),
             offset: 0,
+            port: 0,
         }
     }
 

@@ -130,6 +130,7 @@ impl ProcessStreams {
             StreamKind::Stdin => self.stdin.clone(),
             StreamKind::Stdout => self.stdout.clone(),
             StreamKind::Stderr => self.stderr.clone(),
+            StreamKind::Port => None,
         }
     }
 

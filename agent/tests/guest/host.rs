@@ -242,6 +242,7 @@ impl Host {
             exec_id: exec.to_owned(),
             kind: kind.into(),
             offset,
+            port: 0,
         };
         stream.write_all(&wire::encode(&header)).await.unwrap();
         let mut bytes = Vec::new();

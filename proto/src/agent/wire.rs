@@ -12,6 +12,9 @@
 //!    put away, as a little-endian `u64`. The agent keeps what is not acknowledged, at most
 //!    [`STREAM_WINDOW_BYTES`](super::limits::STREAM_WINDOW_BYTES), and reads no more from the process beyond that: so a
 //!    slow reader slows the process, and a daemon that comes back asks for the stream from the last byte it has.
+//! 5. for a port: raw bytes both ways, between the host and a TCP connection of the agent's to the pod's loopback, by IPv4
+//!    or else by IPv6. It stands when the reply comes; why it does not is in the refusal. Either side ends its sending
+//!    without ending the other's; a connection that breaks on one side is closed on the other.
 
 use prost::Message;
 
@@ -77,6 +80,7 @@ mod tests {
             exec_id: "e1".to_owned(),
             kind: StreamKind::Stderr.into(),
             offset: u64::MAX,
+            port: 0,
         };
         let mut bytes = encode(&header);
         let length = bytes.len();
