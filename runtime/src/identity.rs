@@ -37,7 +37,8 @@ pub fn now_ns() -> i64 {
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
-fn hex<const BYTES: usize>() -> String {
+/// Random bytes that nobody can guess.
+pub fn random<const BYTES: usize>() -> [u8; BYTES] {
     let mut bytes = [0u8; BYTES];
     let mut filled = 0;
     while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
@@ -45,6 +46,10 @@ fn hex<const BYTES: usize>() -> String {
         filled += getrandom(rest, GetRandomFlags::empty()).unwrap_or(0);
     }
     bytes
+}
+
+fn hex<const BYTES: usize>() -> String {
+    random::<BYTES>()
         .iter()
         .fold(String::with_capacity(2 * BYTES), |mut text, byte| {
             let _ = write!(text, "{byte:02x}");

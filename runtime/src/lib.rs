@@ -23,5 +23,6 @@ pub mod refusal;
 pub mod sandbox;
 pub mod stats;
 pub mod store;
+pub mod streaming;
 pub mod table;
 pub mod turn;
