@@ -18,7 +18,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{image::ImageConfig, network::NetworkConfig};
+use crate::{image::ImageConfig, network::NetworkConfig, streaming::StreamingConfig};
 
 pub use vm::{HandlerConfig, VmDefaults};
 
@@ -95,6 +95,8 @@ pub struct Config {
     pub images: ImageConfig,
     /// How pods are attached to the cluster's network.
     pub network: NetworkConfig,
+    /// Where clients of exec, attach and port-forward connect to.
+    pub streaming: StreamingConfig,
     /// How long is waited for whom.
     pub timeouts: Timeouts,
     /// The daemon's log.
@@ -294,6 +296,9 @@ impl Config {
         if let Err((key, value, reason)) = self.network.validate() {
             return refuse(&format!("network.{key}"), value, reason);
         }
+        if let Err((key, value, reason)) = self.streaming.validate() {
+            return refuse(&format!("streaming.{key}"), value, reason);
+        }
         if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&self.log.level) {
             return refuse("log.level", format!("{:?}", self.log.level), &error.to_string());
         }
@@ -373,6 +378,7 @@ impl Default for Config {
             vm: VmDefaults::default(),
             images: ImageConfig::default(),
             network: NetworkConfig::default(),
+            streaming: StreamingConfig::default(),
             timeouts: Timeouts::default(),
             log: LogConfig::default(),
             metrics: MetricsConfig::default(),

@@ -1,10 +1,13 @@
 //! Containers: what CRI says of them, and how the daemon drives the agent that runs them.
 
+pub mod attach;
+mod attachers;
 mod capabilities;
 pub mod create;
 pub mod disk;
 mod error;
 pub mod exec;
+pub mod exec_stream;
 pub mod exit;
 mod image_volume;
 mod process;
@@ -13,6 +16,7 @@ pub mod remove;
 mod resources;
 pub mod signal;
 pub mod start;
+mod stdin;
 pub mod stop;
 mod streams;
 pub mod update;
@@ -39,8 +43,10 @@ use crate::{
     turn::Turns,
 };
 
+use attachers::Attachers;
+use stdin::ContainerStdin;
+
 pub use error::ContainerError;
-pub(crate) use streams::StreamError;
 
 /// A container. What does not change in its life is in its fields.
 #[derive(Debug)]
@@ -70,6 +76,10 @@ pub struct Container {
     resources: Mutex<Option<LinuxContainerResources>>,
     /// What it used before.
     pub(crate) history: History,
+    /// The clients that see what it prints from now on.
+    attachers: Arc<Attachers>,
+    /// The way to its first process's standard input.
+    stdin: ContainerStdin,
 }
 
 /// What changes in a container's life.
@@ -128,6 +138,8 @@ impl Container {
             log: Mutex::default(),
             resources: Mutex::new(record.resources),
             history: History::default(),
+            attachers: Arc::default(),
+            stdin: ContainerStdin::default(),
         }
     }
 
@@ -247,6 +259,12 @@ impl Container {
 
     fn open_log(&self) -> Option<OpenLog> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends what clients have of its first process, which has ended.
+    fn detach_all(&self) {
+        self.attachers.close();
+        self.stdin.close();
     }
 
     fn set_log(&self, log: Option<OpenLog>) {

@@ -19,6 +19,7 @@ use crate::{
         size::HostSize,
     },
     store::{Store, StoreError},
+    streaming::{OpenError, StreamingServer},
     table::Table,
 };
 
@@ -40,6 +41,9 @@ pub enum StartError {
     /// The template of scratch disks.
     #[error(transparent)]
     Scratch(#[from] ScratchError),
+    /// The streaming server.
+    #[error(transparent)]
+    Streaming(#[from] OpenError),
     /// A directory of its own.
     #[error("cannot make the directory {path}: {source}")]
     Directory {
@@ -69,6 +73,8 @@ pub struct Daemon {
     pub scratch: ScratchTemplates,
     /// Where the files of pods are.
     pub directories: PodDirectories,
+    /// Where clients of exec, attach and port-forward connect to.
+    pub streaming: StreamingServer,
     /// Every pod.
     pub pods: Table<Pod>,
     /// Every container.
@@ -125,6 +131,7 @@ impl Daemon {
             })?;
         let (pods, containers) = (Table::default(), Table::default());
         let metrics = Metrics::new(pods.clone(), containers.clone(), Arc::clone(&images));
+        let streaming = StreamingServer::open(&config.streaming).await?;
         let daemon = Arc::new(Self {
             config,
             host,
@@ -138,6 +145,7 @@ impl Daemon {
             containers,
             events: Events::default(),
             metrics: Arc::new(metrics),
+            streaming,
             _locks: locks,
         });
         recover::recover(&daemon).await?;

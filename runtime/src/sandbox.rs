@@ -15,6 +15,7 @@ pub mod machine;
 mod network;
 pub mod paths;
 mod pod;
+pub mod port_forward;
 pub mod process;
 pub(crate) mod recover;
 mod rollback;
@@ -23,6 +24,7 @@ pub mod scratch;
 pub mod size;
 mod spawn;
 pub mod stop;
+pub mod stream;
 pub(crate) mod validate;
 pub mod vsock;
 

@@ -107,6 +107,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let served = serve(Arc::clone(&daemon), ready, end).await;
         // Also where serving has failed: giving leases back must not take layers from machines that go on.
         daemon.images.close().await;
+        daemon.streaming.close().await;
         Ok(served?)
     });
     if let Some(traces) = traces {

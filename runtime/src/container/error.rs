@@ -7,7 +7,7 @@ use crate::{
     image::ImageError,
     logs::LogError,
     refusal::Refusal,
-    sandbox::{PodError, agent::AgentError},
+    sandbox::{PodError, agent::AgentError, stream::StreamError},
     store::StoreError,
     table::{LookupError, NameTaken},
 };
@@ -90,7 +90,7 @@ pub enum ContainerError {
         /// The container.
         id: String,
         /// What is wrong.
-        source: super::streams::StreamError,
+        source: StreamError,
     },
     /// The command did not end in time.
     #[error("container {id}: the command was killed because it did not end within {seconds} s")]
@@ -99,6 +99,24 @@ pub enum ContainerError {
         id: String,
         /// The request's timeout.
         seconds: i64,
+    },
+    /// Too many clients are attached to it.
+    #[error("container {id}: {most} clients are attached to it already; end one of them")]
+    Crowded {
+        /// The container.
+        id: String,
+        /// How many there may be.
+        most: usize,
+    },
+    /// A client that is attached to it did not keep up.
+    #[error(
+        "container {id}: the client was cut off because it has not taken the container's output for {seconds} s"
+    )]
+    FellBehind {
+        /// The container.
+        id: String,
+        /// How long was waited for it.
+        seconds: u64,
     },
     /// It was killed and does not end.
     #[error("container {id} does not end though it was killed; StopPodSandbox ends the whole pod")]

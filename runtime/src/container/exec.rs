@@ -45,13 +45,7 @@ pub async fn exec_sync(
     command: Vec<String>,
     timeout_s: i64,
 ) -> Result<ExecSyncResponse, ContainerError> {
-    if command.is_empty() || command.iter().any(|word| word.contains('\0')) {
-        return Err(Refusal::invalid("cmd", "it is empty or contains NUL").into());
-    }
-    if command.len() > limits::LIST_ENTRIES || command.iter().any(|word| word.len() >= limits::ARGUMENT_BYTES)
-    {
-        return Err(Refusal::invalid("cmd", "it is longer than Linux takes").into());
-    }
+    check_command(&command)?;
     let seconds = u64::try_from(timeout_s)
         .map_err(|_| Refusal::invalid("timeout", format!("{timeout_s} seconds are less than none")))?;
     if container.phase() != ContainerPhase::Running {
@@ -60,12 +54,8 @@ pub async fn exec_sync(
     let machine = daemon.pods.find(&container.pod_id)?.machine()?;
     let limit = Duration::from_secs(seconds.min(LONGEST_S));
 
-    let exec = Exec {
-        container: Arc::clone(container),
-        machine,
-        id: new_exec_id(),
-    };
-    let guard = KillOnDrop(Some(exec.clone()));
+    let exec = Exec::new(container, machine);
+    let guard = KillOnDrop::new(&exec);
     let running = exec.run(command, limit);
     let ran = if limit.is_zero() {
         running.await
@@ -97,14 +87,36 @@ pub async fn exec_sync(
     })
 }
 
+/// Refuses what cannot be a command.
+pub(super) fn check_command(command: &[String]) -> Result<(), Refusal> {
+    if command.is_empty() || command.iter().any(|word| word.contains('\0')) {
+        return Err(Refusal::invalid("cmd", "it is empty or contains NUL"));
+    }
+    if command.len() > limits::LIST_ENTRIES || command.iter().any(|word| word.len() >= limits::ARGUMENT_BYTES)
+    {
+        return Err(Refusal::invalid("cmd", "it is longer than Linux takes"));
+    }
+    Ok(())
+}
+
+/// A process beside a container's first one.
 #[derive(Clone, Debug)]
-struct Exec {
-    container: Arc<Container>,
-    machine: Arc<Machine>,
-    id: String,
+pub(super) struct Exec {
+    pub(super) container: Arc<Container>,
+    pub(super) machine: Arc<Machine>,
+    pub(super) id: String,
 }
 
 impl Exec {
+    /// One that is not started yet.
+    pub(super) fn new(container: &Arc<Container>, machine: Arc<Machine>) -> Self {
+        Self {
+            container: Arc::clone(container),
+            machine,
+            id: new_exec_id(),
+        }
+    }
+
     async fn run(
         &self,
         command: Vec<String>,
@@ -153,7 +165,7 @@ impl Exec {
     }
 
     /// The reason of a failure, where that is the end of the machine.
-    async fn explained(&self, error: ContainerError) -> ContainerError {
+    pub(super) async fn explained(&self, error: ContainerError) -> ContainerError {
         let end = match &error {
             ContainerError::Agent { source, .. } => self.machine.end_behind(source).await,
             ContainerError::Stream { .. } => self.machine.end(),
@@ -162,13 +174,13 @@ impl Exec {
         end.map_or(error, |end| self.ended_with(&end))
     }
 
-    fn ended_with(&self, end: &MachineEnd) -> ContainerError {
+    pub(super) fn ended_with(&self, end: &MachineEnd) -> ContainerError {
         self.stream_error(std::io::Error::other(format!(
             "the pod's virtual machine ended: {end}"
         )))
     }
 
-    async fn open(&self, stream: Stream) -> Result<OutputStream, ContainerError> {
+    pub(super) async fn open(&self, stream: Stream) -> Result<OutputStream, ContainerError> {
         OutputStream::open(self.agent(), &self.container.id, &self.id, stream, 0)
             .await
             .map_err(|source| ContainerError::Stream {
@@ -177,18 +189,18 @@ impl Exec {
             })
     }
 
-    fn stream_error(&self, error: std::io::Error) -> ContainerError {
+    pub(super) fn stream_error(&self, error: std::io::Error) -> ContainerError {
         ContainerError::Stream {
             id: self.container.id.clone(),
             source: error.into(),
         }
     }
 
-    fn agent(&self) -> &Agent {
+    pub(super) fn agent(&self) -> &Agent {
         self.machine.agent()
     }
 
-    async fn acknowledge(&self) {
+    pub(super) async fn acknowledge(&self) {
         let request = AcknowledgeExitRequest {
             container_id: self.container.id.clone(),
             exec_id: self.id.clone(),
@@ -217,10 +229,15 @@ impl Exec {
 }
 
 /// Kills an exec whose caller went away or lost patience.
-struct KillOnDrop(Option<Exec>);
+pub(super) struct KillOnDrop(Option<Exec>);
 
 impl KillOnDrop {
-    fn disarm(mut self) {
+    /// From now on, whoever holds it answers for the process.
+    pub(super) fn new(exec: &Exec) -> Self {
+        Self(Some(exec.clone()))
+    }
+
+    pub(super) fn disarm(mut self) {
         self.0 = None;
     }
 }

@@ -49,6 +49,7 @@ pub(super) async fn watch(
 ) {
     let ending = wait(&container, &machine).await;
     finish_output(&container, output).await;
+    container.detach_all();
     let state = match &ending {
         Ending::Process(status) => exited(&container.state(), status),
         Ending::Machine(end) => ended_with_machine(&container.state(), end),
@@ -126,6 +127,7 @@ pub(super) async fn show(daemon: &Arc<Daemon>, container: &Arc<Container>, state
         tracing::error!(container = %container.id, %error, "the container's exit is not on the disk");
     }
     container.set_log(None);
+    container.detach_all();
     container.show_exited(daemon, state);
 }
 

@@ -34,7 +34,7 @@ pub(super) fn process(
         cwd: cwd(config, image)?,
         user: Some(user(security, image)?),
         terminal: config.tty,
-        stdin: false,
+        stdin: config.stdin,
         stdout: true,
         stderr: !config.tty,
         capabilities: Some(capabilities(security.capabilities.as_ref(), security.privileged)?),

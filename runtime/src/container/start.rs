@@ -159,6 +159,7 @@ pub(super) async fn open_output(
             kind,
             stream,
             input,
+            Arc::clone(&container.attachers),
         )));
     }
     container.set_log(Some(OpenLog {

@@ -2,21 +2,22 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use bulkhead_proto::agent::{STREAM_PORT, StreamHeader, StreamKind, StreamReply, wire};
+use bulkhead_proto::agent::{StreamHeader, StreamKind};
 use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
 };
 
+use super::attachers::Attachers;
 use crate::{
     logs::{Stream, writer::LogInput},
     sandbox::{
         agent::Agent,
         machine::Machine,
-        paths::SocketPath,
-        vsock::{self, VsockError},
+        stream::{AgentStream, StreamError},
     },
+    streaming::flow::{Broken, Outlet},
 };
 
 /// Bytes read at once.
@@ -24,26 +25,6 @@ const CHUNK_BYTES: usize = 16 * 1024;
 
 /// How often a broken stream of a running machine is opened again before it is given up.
 const REOPENINGS: usize = 3;
-
-/// Why there is no stream.
-#[derive(Debug, thiserror::Error)]
-pub enum StreamError {
-    /// The virtual socket device.
-    #[error("a stream to the pod's agent cannot be opened: {0}")]
-    Vsock(#[from] VsockError),
-    /// The connection.
-    #[error("a stream to the pod's agent is broken: {0}")]
-    Io(#[from] io::Error),
-    /// What came is not of the protocol.
-    #[error("a stream to the pod's agent is of another protocol: {0}")]
-    Frame(#[from] wire::FrameError),
-    /// The agent will not have it.
-    #[error("the pod's agent refuses a stream: {0}")]
-    Refused(String),
-    /// The agent said nothing.
-    #[error("the pod's agent has not answered a stream within {} s; stop the pod, or raise `timeouts.agent_seconds`", .0.as_secs())]
-    Silent(Duration),
-}
 
 /// An output stream of a process.
 #[derive(Debug)]
@@ -76,33 +57,10 @@ impl OutputStream {
             exec_id: exec.to_owned(),
             kind: kind.into(),
             offset,
+            port: 0,
         };
-        tokio::time::timeout(agent.timeout(), Self::handshake(agent, &header))
-            .await
-            .unwrap_or(Err(StreamError::Silent(agent.timeout())))
-    }
-
-    async fn handshake(agent: &Agent, header: &StreamHeader) -> Result<Self, StreamError> {
-        let socket = SocketPath::new(agent.socket())?;
-        let mut stream = vsock::connect(socket.get(), STREAM_PORT).await?;
-        stream.write_all(&wire::encode(header)).await?;
-        let mut received = BytesMut::new();
-        loop {
-            if let Some((reply, length)) = wire::decode::<StreamReply>(&received)? {
-                if !reply.refusal.is_empty() {
-                    return Err(StreamError::Refused(
-                        reply.refusal.chars().filter(|c| !c.is_control()).collect(),
-                    ));
-                }
-                return Ok(Self {
-                    stream,
-                    head: received.split_off(length).freeze(),
-                });
-            }
-            if stream.read_buf(&mut received).await? == 0 {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-            }
-        }
+        let AgentStream { stream, head } = AgentStream::open(agent, &header).await?;
+        Ok(Self { stream, head })
     }
 
     /// The next bytes; none at the end of the stream. May be dropped without losing any.
@@ -110,7 +68,7 @@ impl OutputStream {
     /// # Errors
     ///
     /// What the socket says.
-    async fn read(&mut self, buffer: &mut BytesMut) -> io::Result<Bytes> {
+    pub(super) async fn read(&mut self, buffer: &mut BytesMut) -> io::Result<Bytes> {
         if !self.head.is_empty() {
             return Ok(std::mem::take(&mut self.head));
         }
@@ -120,23 +78,25 @@ impl OutputStream {
     }
 
     /// Tells the agent that the first `total` bytes of the stream are safe. One that is gone needs not know.
-    async fn acknowledge(&mut self, total: u64) {
+    pub(super) async fn acknowledge(&mut self, total: u64) {
         let _ = self.stream.write_all(&total.to_le_bytes()).await;
     }
 }
 
-/// Takes a stream of a container's first process to its log until it ends, and acknowledges what is written.
+/// Takes a stream of a container's first process to its log and to who is attached to it until it ends, and acknowledges
+/// what is written.
 pub(super) async fn pump(
     machine: Arc<Machine>,
     container: String,
     kind: Stream,
     mut stream: OutputStream,
     mut log: LogInput,
+    attachers: Arc<Attachers>,
 ) {
     let mut received = log.written();
     let mut reopenings = 0;
     loop {
-        match drain(&mut stream, &mut log, &mut received).await {
+        match drain(&mut stream, &mut log, &attachers, kind, &mut received).await {
             Ok(()) => break,
             Err(error) if machine.end().is_some() => {
                 tracing::debug!(container, %error, "a stream ended with its machine");
@@ -172,7 +132,13 @@ pub(super) async fn pump(
     }
 }
 
-async fn drain(stream: &mut OutputStream, log: &mut LogInput, received: &mut u64) -> io::Result<()> {
+async fn drain(
+    stream: &mut OutputStream,
+    log: &mut LogInput,
+    attachers: &Attachers,
+    kind: Stream,
+    received: &mut u64,
+) -> io::Result<()> {
     let mut buffer = BytesMut::new();
     loop {
         let chunk = tokio::select! {
@@ -189,9 +155,11 @@ async fn drain(stream: &mut OutputStream, log: &mut LogInput, received: &mut u64
             return Ok(());
         }
         *received += chunk.len() as u64;
-        if log.write(chunk).await.is_err() {
+        let to_log = chunk.clone();
+        if log.write(to_log).await.is_err() {
             return Ok(());
         }
+        attachers.send(kind, chunk).await;
     }
 }
 
@@ -212,6 +180,27 @@ pub(super) async fn collect(mut stream: OutputStream, limit: usize) -> io::Resul
         received += chunk.len() as u64;
         let room = limit.saturating_sub(kept.len()).min(chunk.len());
         kept.extend_from_slice(chunk.get(..room).unwrap_or_default());
+        stream.acknowledge(received).await;
+    }
+}
+
+/// Takes all of a stream to a client, and finishes the way there.
+///
+/// # Errors
+///
+/// What the socket says, or that the client is gone.
+pub(super) async fn pass_on(mut stream: OutputStream, client: Outlet) -> io::Result<()> {
+    let mut received = 0u64;
+    let mut buffer = BytesMut::new();
+    loop {
+        let chunk = stream.read(&mut buffer).await?;
+        if chunk.is_empty() {
+            client.finish().await;
+            return Ok(());
+        }
+        received += chunk.len() as u64;
+        let gone = |Broken| io::Error::other("the client is gone");
+        client.send(chunk).await.map_err(gone)?;
         stream.acknowledge(received).await;
     }
 }

@@ -8,13 +8,16 @@ use std::io;
 use tonic::{Code, Status};
 
 use crate::{
-    container::{ContainerError, StreamError},
+    container::ContainerError,
     events::{Missed, TooManyListeners},
     image::{CredentialsError, ErrorKind, ImageError, ReferenceError},
     network::NetworkError,
     refusal::Refusal,
-    sandbox::{PodError, agent::AgentError, machine::MachineError, scratch::ScratchError},
+    sandbox::{
+        PodError, agent::AgentError, machine::MachineError, scratch::ScratchError, stream::StreamError,
+    },
     stats::{OfContainerError, StatsError},
+    streaming::TooManyTokens,
     table::LookupError,
 };
 
@@ -77,6 +80,12 @@ impl From<PodError> for Failure {
 impl From<ContainerError> for Failure {
     fn from(error: ContainerError) -> Self {
         Self::new(container_code(&error), &error.to_string())
+    }
+}
+
+impl From<TooManyTokens> for Failure {
+    fn from(error: TooManyTokens) -> Self {
+        Self::new(Code::ResourceExhausted, &error.to_string())
     }
 }
 
@@ -180,7 +189,9 @@ fn container_code(error: &ContainerError) -> Code {
             source: StreamError::Silent(_),
             ..
         } => Code::DeadlineExceeded,
+        ContainerError::Crowded { .. } => Code::ResourceExhausted,
         ContainerError::Attach { .. }
+        | ContainerError::FellBehind { .. }
         | ContainerError::Log { .. }
         | ContainerError::Stream { .. }
         | ContainerError::Store(_)

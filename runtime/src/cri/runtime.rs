@@ -426,19 +426,40 @@ impl RuntimeService for RuntimeHandlers {
         .await
     }
 
-    async fn exec(&self, _: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
-        absent("Exec")
+    async fn exec(&self, request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
+        answer("Exec", async {
+            let request = request.into_inner();
+            let container = self.container(&request.container_id)?;
+            let job = container::exec_stream::job(&self.daemon, &container, request)?;
+            let url = self.daemon.streaming.offer(job)?;
+            Ok(ExecResponse { url })
+        })
+        .await
     }
 
-    async fn attach(&self, _: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
-        absent("Attach")
+    async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
+        answer("Attach", async {
+            let request = request.into_inner();
+            let container = self.container(&request.container_id)?;
+            let job = container::attach::job(&self.daemon, &container, &request)?;
+            let url = self.daemon.streaming.offer(job)?;
+            Ok(AttachResponse { url })
+        })
+        .await
     }
 
     async fn port_forward(
         &self,
-        _: Request<PortForwardRequest>,
+        request: Request<PortForwardRequest>,
     ) -> Result<Response<PortForwardResponse>, Status> {
-        absent("PortForward")
+        answer("PortForward", async {
+            let request = request.into_inner();
+            let pod = self.pod(&request.pod_sandbox_id)?;
+            let job = sandbox::port_forward::job(&pod, &request.port)?;
+            let url = self.daemon.streaming.offer(job)?;
+            Ok(PortForwardResponse { url })
+        })
+        .await
     }
 
     async fn container_stats(

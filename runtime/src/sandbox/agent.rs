@@ -158,6 +158,8 @@ calls! {
     remove_container(RemoveContainerRequest) -> RemoveContainerResponse;
     /// What the guest uses.
     stats(StatsRequest) -> StatsResponse;
+    /// Sets the window of a process's terminal.
+    resize_terminal(ResizeTerminalRequest) -> ResizeTerminalResponse;
     /// What the guest runs.
     list_containers(ListContainersRequest) -> ListContainersResponse;
 }

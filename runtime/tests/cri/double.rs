@@ -5,6 +5,7 @@
 
 mod agent;
 mod control;
+mod ports;
 mod processes;
 mod stats;
 mod streams;

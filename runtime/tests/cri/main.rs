@@ -24,13 +24,21 @@ mod observe;
 mod pods;
 mod restarts;
 mod stats;
+mod spdy;
+mod streaming;
 
+#[expect(dead_code, reason = "the tests of images use all of it")]
+#[path = "../image/authority.rs"]
+mod authority;
 #[expect(dead_code, unreachable_pub, reason = "the tests of images use all of it")]
 #[path = "../image/build.rs"]
 mod build;
 #[expect(dead_code, reason = "the tests of images use all of it")]
 #[path = "../image/registry.rs"]
 mod registry;
+#[expect(dead_code, reason = "the tests of images use all of it")]
+#[path = "../image/tools.rs"]
+mod tools;
 
 /// Not a test: the process that stands in for `bulkhead-vmm`.
 #[test]

@@ -285,6 +285,74 @@ impl Node {
         })
     }
 
+    /// Runs a client of something else than gRPC.
+    pub fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        self.client.block_on(async {
+            let waited = tokio::time::timeout(PATIENCE, work).await;
+            waited.expect("an end in time")
+        })
+    }
+
+    /// The URL of a command in a container.
+    pub fn exec_url(&self, id: &str, cmd: &[&str], streams: &[&str]) -> Result<String, Status> {
+        let request = ExecRequest {
+            container_id: id.into(),
+            cmd: cmd.iter().map(|word| (*word).to_owned()).collect(),
+            tty: streams.contains(&"resize"),
+            stdin: streams.contains(&"stdin"),
+            stdout: streams.contains(&"stdout"),
+            stderr: streams.contains(&"stderr"),
+        };
+        self.runtime(async |mut c| c.exec(request).await)
+            .map(|answer| answer.url)
+    }
+
+    /// The URL of a command that prints, from within [`wait`](Self::wait).
+    pub async fn exec_url_now(&self, id: &str, cmd: &[&str]) -> String {
+        let request = ExecRequest {
+            container_id: id.into(),
+            cmd: cmd.iter().map(|word| (*word).to_owned()).collect(),
+            stdout: true,
+            stderr: true,
+            ..Default::default()
+        };
+        let mut client = RuntimeServiceClient::new(self.channel.clone());
+        client.exec(request).await.unwrap().into_inner().url
+    }
+
+    /// Kills a container, from within [`wait`](Self::wait).
+    pub async fn stop_container_now(&self, id: &str) {
+        let request = StopContainerRequest {
+            container_id: id.into(),
+            timeout: 0,
+        };
+        let mut client = RuntimeServiceClient::new(self.channel.clone());
+        client.stop_container(request).await.unwrap();
+    }
+
+    /// The URL of a container's own streams.
+    pub fn attach_url(&self, id: &str, streams: &[&str]) -> Result<String, Status> {
+        let request = AttachRequest {
+            container_id: id.into(),
+            tty: streams.contains(&"resize"),
+            stdin: streams.contains(&"stdin"),
+            stdout: streams.contains(&"stdout"),
+            stderr: streams.contains(&"stderr"),
+        };
+        self.runtime(async |mut c| c.attach(request).await)
+            .map(|answer| answer.url)
+    }
+
+    /// The URL of a pod's ports.
+    pub fn forward_url(&self, pod: &str, port: &[i32]) -> Result<String, Status> {
+        let request = PortForwardRequest {
+            pod_sandbox_id: pod.into(),
+            port: port.to_vec(),
+        };
+        self.runtime(async |mut c| c.port_forward(request).await)
+            .map(|answer| answer.url)
+    }
+
     /// Calls ImageService.
     pub fn images<T>(
         &self,

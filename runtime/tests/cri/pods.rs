@@ -363,9 +363,6 @@ fn calls_of_later_versions_are_refused_by_name() {
         };
     }
     absent! {
-        exec(ExecRequest::default()) = "Exec";
-        attach(AttachRequest::default()) = "Attach";
-        port_forward(PortForwardRequest::default()) = "PortForward";
         checkpoint_pod(CheckpointPodRequest::default()) = "CheckpointPod";
     }
 }

@@ -1,6 +1,6 @@
 //! The control service of the double.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use bulkhead_proto::agent::{agent_server, *};
 use tonic::{Request, Response, Status};
@@ -63,10 +63,17 @@ impl agent_server::Agent for Agent {
         }
         let user = process.user.unwrap();
         let id = request.container_id;
+        let first = Process::new(process.args);
+        if !process.stderr {
+            first.stderr.nobody_reads();
+        }
+        if !process.stdin {
+            first.stdin.closed.store(true, Ordering::Relaxed);
+        }
         let container = Container {
             started: false,
             limits: request.resources.unwrap_or_default(),
-            first: Process::new(process.args),
+            first,
             execs: Default::default(),
         };
         self.guest.containers.lock().unwrap().insert(id, container);
@@ -127,7 +134,19 @@ impl agent_server::Agent for Agent {
     ) -> Result<Response<ExecProcessResponse>, Status> {
         let request = request.into_inner();
         assert!(request.inherit);
-        let process = Process::new(request.process.unwrap().args);
+        let spec = request.process.unwrap();
+        assert!(!(spec.terminal && spec.stderr), "a terminal has one output");
+        assert_eq!(spec.terminal, spec.env == [b"TERM=xterm"]);
+        if spec.args == ["cannot"] {
+            return Err(Status::invalid_argument("there is no program \"cannot\" in PATH"));
+        }
+        let process = Process::new(spec.args);
+        if !spec.stderr {
+            process.stderr.nobody_reads();
+        }
+        if !spec.stdout {
+            process.stdout.nobody_reads();
+        }
         let mut containers = self.guest.containers.lock().unwrap();
         let container = containers
             .get_mut(&request.container_id)
@@ -236,9 +255,12 @@ impl agent_server::Agent for Agent {
 
     async fn resize_terminal(
         &self,
-        _: Request<ResizeTerminalRequest>,
+        request: Request<ResizeTerminalRequest>,
     ) -> Result<Response<ResizeTerminalResponse>, Status> {
-        Err(Status::unimplemented("the double has no terminals"))
+        let request = request.into_inner();
+        let process = self.process(&request.container_id, &request.exec_id)?;
+        process.size.send_replace((request.columns, request.rows));
+        Ok(Response::new(ResizeTerminalResponse {}))
     }
 
     async fn stats(&self, request: Request<StatsRequest>) -> Result<Response<StatsResponse>, Status> {

@@ -2,13 +2,16 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64},
+    },
     time::Duration,
 };
 
 use bulkhead_proto::agent::{ExitStatus, Phase, Resources, exit_status::How};
 use bulkhead_vmm::config::ExitReason;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::{Machine, Manners};
 
@@ -37,9 +40,20 @@ pub struct Container {
 #[derive(Clone, Debug)]
 pub struct Process {
     pub args: Vec<String>,
+    pub stdin: Stdin,
+    /// Columns and rows of its terminal.
+    pub size: Arc<watch::Sender<(u32, u32)>>,
     pub stdout: Output,
     pub stderr: Output,
     pub ended: Arc<watch::Sender<Option<ExitStatus>>>,
+}
+
+/// What a process is given to read. Nothing is its end.
+#[derive(Clone, Debug)]
+pub struct Stdin {
+    pub typed: mpsc::Sender<Vec<u8>>,
+    unread: Arc<Mutex<Option<mpsc::Receiver<Vec<u8>>>>>,
+    pub closed: Arc<AtomicBool>,
 }
 
 /// What a process has printed.
@@ -89,6 +103,21 @@ impl Container {
     }
 }
 
+impl Stdin {
+    fn new() -> Self {
+        let (typed, unread) = mpsc::channel(1);
+        Self {
+            typed,
+            unread: Arc::new(Mutex::new(Some(unread))),
+            closed: Arc::default(),
+        }
+    }
+
+    fn taken(&self) -> mpsc::Receiver<Vec<u8>> {
+        self.unread.lock().unwrap().take().expect("it is read by one")
+    }
+}
+
 impl Output {
     fn new() -> Self {
         Self {
@@ -97,8 +126,18 @@ impl Output {
     }
 
     pub fn print(&self, text: &str) {
+        self.print_bytes(text.as_bytes());
+    }
+
+    pub fn print_bytes(&self, bytes: &[u8]) {
         self.state
-            .send_modify(|printed| printed.bytes.extend_from_slice(text.as_bytes()));
+            .send_modify(|printed| printed.bytes.extend_from_slice(bytes));
+    }
+
+    /// It is /dev/null.
+    pub fn nobody_reads(&self) {
+        self.state
+            .send_modify(|printed| printed.acknowledged = usize::MAX);
     }
 
     pub fn close(&self) {
@@ -118,6 +157,8 @@ impl Process {
     pub fn new(args: Vec<String>) -> Self {
         Self {
             args,
+            stdin: Stdin::new(),
+            size: Arc::new(watch::Sender::new((0, 0))),
             stdout: Output::new(),
             stderr: Output::new(),
             ended: Arc::new(watch::Sender::new(None)),
@@ -159,6 +200,30 @@ impl Process {
                         }
                     }
                 });
+            }
+            ["cat"] => {
+                let (process, mut unread) = (self.clone(), self.stdin.taken());
+                tokio::spawn(async move {
+                    while let Some(bytes) = unread.recv().await.filter(|bytes| !bytes.is_empty()) {
+                        process.stdout.print_bytes(&bytes);
+                    }
+                    process.end(How::Exited(0), false);
+                });
+            }
+            ["size"] => {
+                let (process, mut size) = (self.clone(), self.size.subscribe());
+                tokio::spawn(async move {
+                    let _ = size.wait_for(|size| *size == (100, 50)).await;
+                    process.stdout.print("100x50\r\n");
+                    process.end(How::Exited(5), false);
+                });
+            }
+            // How many execs there are, itself not counted.
+            ["execs"] => {
+                let containers = guest.containers.lock().unwrap();
+                let execs: usize = containers.values().map(|container| container.execs.len()).sum();
+                self.stdout.print(&(execs - 1).to_string());
+                self.end(How::Exited(0), false);
             }
             ["panic"] => guest.machine.end(
                 ExitReason::Panic,
