@@ -11,6 +11,9 @@ const DIGEST_OF_THE_WORLD: &str = "public image with digest should be pulled and
 /// No machine of a pod can have the host's network: it has another kernel.
 const NETWORK_OF_THE_HOST: &str = "HostNetwork is true";
 
+/// As above.
+const PORTS_OF_THE_HOST: &str = "portforward in host network";
+
 #[test]
 #[ignore = "runs in the node: hack/test"]
 fn images() {
@@ -37,6 +40,13 @@ fn networking() {
         &["Networking", "HostNetwork", "should support network"],
         &[NETWORK_OF_THE_HOST],
     );
+}
+
+#[test]
+#[ignore = "runs in the node: hack/test"]
+fn streaming() {
+    let daemon = Daemon::private(DaemonOptions::new());
+    critest(&daemon, &["Streaming"], &[PORTS_OF_THE_HOST]);
 }
 
 #[test]

@@ -24,4 +24,5 @@ mod pulls;
 mod refusals;
 mod stats;
 mod storage;
+mod streaming;
 mod users;

@@ -136,6 +136,7 @@ where
             Ok(())
         }
         Some(Err(error @ SpdyError::Protocol(_))) => {
+            reader.streams.clear();
             let _is_busy = reader.replies.try_send(Reply::GoAway(reader.last));
             let _is_gone = timeout(FAREWELL, writing).await;
             Err(error)
