@@ -7,6 +7,7 @@
 mod activity;
 mod config;
 pub mod flow;
+pub mod fuzzing;
 mod peer;
 pub mod port_forward;
 pub mod remote_command;
