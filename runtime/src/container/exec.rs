@@ -8,6 +8,7 @@ use bulkhead_proto::{
     },
     cri::ExecSyncResponse,
 };
+use tokio_util::task::TaskTracker;
 
 use super::{
     Container, ContainerError, agent_error,
@@ -55,7 +56,7 @@ pub async fn exec_sync(
     let limit = Duration::from_secs(seconds.min(LONGEST_S));
 
     let exec = Exec::new(container, machine);
-    let guard = KillOnDrop::new(&exec);
+    let guard = KillOnDrop::new(&exec, daemon.streaming.tasks());
     let running = exec.run(command, limit);
     let ran = if limit.is_zero() {
         running.await
@@ -229,23 +230,30 @@ impl Exec {
 }
 
 /// Kills an exec whose caller went away or lost patience.
-pub(super) struct KillOnDrop(Option<Exec>);
+pub(super) struct KillOnDrop {
+    exec: Option<Exec>,
+    /// What is waited for when the daemon ends.
+    tasks: TaskTracker,
+}
 
 impl KillOnDrop {
     /// From now on, whoever holds it answers for the process.
-    pub(super) fn new(exec: &Exec) -> Self {
-        Self(Some(exec.clone()))
+    pub(super) fn new(exec: &Exec, tasks: &TaskTracker) -> Self {
+        Self {
+            exec: Some(exec.clone()),
+            tasks: tasks.clone(),
+        }
     }
 
     pub(super) fn disarm(mut self) {
-        self.0 = None;
+        self.exec = None;
     }
 }
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        if let Some(exec) = self.0.take() {
-            tokio::spawn(exec.abandon());
+        if let Some(exec) = self.exec.take() {
+            self.tasks.spawn(exec.abandon());
         }
     }
 }

@@ -10,6 +10,7 @@ use bulkhead_proto::{
 };
 use futures_util::future::BoxFuture;
 use tokio::io::AsyncWriteExt;
+use tokio_util::task::TaskTracker;
 
 use super::{
     Container, ContainerError, agent_error,
@@ -49,6 +50,7 @@ pub fn job(daemon: &Daemon, container: &Arc<Container>, request: ExecRequest) ->
         exec: Exec::new(container, machine),
         args: request.cmd,
         wanted,
+        tasks: daemon.streaming.tasks().clone(),
     };
     Ok(Job::Exec(wanted, Box::new(command)))
 }
@@ -57,6 +59,8 @@ struct ExecCommand {
     exec: Exec,
     args: Vec<String>,
     wanted: Wanted,
+    /// What is waited for when the daemon ends.
+    tasks: TaskTracker,
 }
 
 impl Command for ExecCommand {
@@ -73,7 +77,7 @@ impl ExecCommand {
                 .container
                 .wrong_state("executed in", "; only a running container can"));
         }
-        let guard = KillOnDrop::new(&exec);
+        let guard = KillOnDrop::new(&exec, &self.tasks);
         match self.run_with(io).await {
             Ok(status) => {
                 guard.disarm();
@@ -86,7 +90,9 @@ impl ExecCommand {
 
     /// Runs the command until it has ended and the client has all that it printed.
     async fn run_with(self, io: CommandIo) -> Result<ExitStatus, ContainerError> {
-        let Self { exec, args, wanted } = self;
+        let Self {
+            exec, args, wanted, ..
+        } = self;
         let stdout = Output::open(&exec, Stream::Stdout, io.stdout).await?;
         let stderr = Output::open(&exec, Stream::Stderr, io.stderr).await?;
         let stdin = match io.stdin {

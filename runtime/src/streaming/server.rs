@@ -136,6 +136,11 @@ impl StreamingServer {
         Ok(format!("{}/{kind}/{token}", self.base))
     }
 
+    /// What is waited for, for a moment, when the server is closed. What is left to do behind a session belongs there.
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
     /// Ends all sessions and listens no more.
     pub async fn close(&self) {
         self.stop.cancel();
