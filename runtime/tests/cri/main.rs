@@ -23,8 +23,8 @@ mod node;
 mod observe;
 mod pods;
 mod restarts;
-mod stats;
 mod spdy;
+mod stats;
 mod streaming;
 
 #[expect(dead_code, reason = "the tests of images use all of it")]
