@@ -31,6 +31,9 @@ use crate::{
 /// Most bytes of each stream that are returned; what comes beyond is let go.
 const OUTPUT_BYTES: usize = 16 << 20;
 
+/// How long is waited for the end of what was killed. The agent waits for its output as well, which nobody reads any more.
+const KILLED: Duration = Duration::from_secs(5);
+
 /// Longest timeout that is counted: a century.
 const LONGEST_S: u64 = 100 * 365 * 86400;
 
@@ -224,7 +227,7 @@ impl Exec {
             tracing::debug!(container = %self.container.id, exec = %self.id, %error, "nothing of an exec was left to end");
         }
         let waited = self.agent().wait_process(&self.container.id, &self.id);
-        let _ = tokio::time::timeout(self.agent().timeout(), waited).await;
+        let _ = tokio::time::timeout(KILLED, waited).await;
         self.acknowledge().await;
     }
 }
