@@ -8,6 +8,7 @@ use bulkhead_proto::{
     },
     cri::ExecSyncResponse,
 };
+use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -109,6 +110,8 @@ pub(super) struct Exec {
     pub(super) container: Arc<Container>,
     pub(super) machine: Arc<Machine>,
     pub(super) id: String,
+    /// Held while the agent starts it.
+    starting: Arc<Mutex<()>>,
 }
 
 impl Exec {
@@ -118,7 +121,21 @@ impl Exec {
             container: Arc::clone(container),
             machine,
             id: new_exec_id(),
+            starting: Arc::default(),
         }
+    }
+
+    /// Starts it. That goes on when this future is dropped, and only when it is done is the process ended: an order to end it
+    /// that came before it was there would end nothing.
+    pub(super) async fn start(&self, request: ExecProcessRequest) -> Result<(), ContainerError> {
+        let exec = self.clone();
+        let turn = Arc::clone(&self.starting).lock_owned().await;
+        let started = tokio::spawn(async move {
+            let started = exec.agent().exec_process(request).await;
+            drop(turn);
+            started.map(drop).map_err(agent_error(&exec.container))
+        });
+        started.await.unwrap_or(Err(ContainerError::Interrupted))
     }
 
     async fn run(
@@ -140,10 +157,7 @@ impl Exec {
             inherit: true,
             timeout_ns: u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX),
         };
-        self.agent()
-            .exec_process(request)
-            .await
-            .map_err(agent_error(&self.container))?;
+        self.start(request).await?;
         let ended = async {
             tokio::try_join!(
                 async {
@@ -217,6 +231,7 @@ impl Exec {
 
     /// Ends what nobody waits for any more.
     async fn abandon(self) {
+        let _started_or_not = self.starting.lock().await;
         let request = SignalProcessRequest {
             container_id: self.container.id.clone(),
             exec_id: self.id.clone(),

@@ -114,8 +114,7 @@ impl ExecCommand {
             inherit: true,
             timeout_ns: 0,
         };
-        let started = exec.agent().exec_process(request).await;
-        started.map_err(agent_error(&exec.container))?;
+        exec.start(request).await?;
         let ended = async {
             let waiting = async {
                 let waited = exec.agent().wait_process(&exec.container.id, &exec.id).await;

@@ -55,6 +55,12 @@ fn a_container_goes_from_created_to_running_to_exited() {
         Code::FailedPrecondition
     );
     assert_eq!(node.containers().len(), 1);
+    let streamed: Vec<_> = node
+        .streamed(async |mut c| c.stream_containers(StreamContainersRequest::default()).await)
+        .into_iter()
+        .flat_map(|message| message.containers)
+        .collect();
+    assert_eq!(streamed, node.containers());
     node.remove_container(&id).unwrap();
     node.remove_container(&id).unwrap();
     node.stop_container(&id, 30).unwrap();
@@ -225,6 +231,28 @@ fn a_guest_that_does_not_answer_a_start_is_not_waited_for() {
     let refused = node.start_container(&id).unwrap_err();
     assert_eq!(refused.code(), Code::DeadlineExceeded, "{refused:?}");
     assert_eq!(node.status(&id).reason, "ContainerCannotRun");
+}
+
+#[test]
+fn a_command_whose_client_leaves_while_it_is_started_is_killed() {
+    let node = Node::with("slow_exec");
+    let pod = node.run_pod("p");
+    let id = node.run(&pod, "c", &["run"]);
+    let request = ExecSyncRequest {
+        container_id: id,
+        cmd: vec!["mourned".to_owned()],
+        timeout: 0,
+    };
+    let mut request = tonic::Request::new(request);
+    request.set_timeout(std::time::Duration::from_millis(100));
+    node.runtime(async |mut c| c.exec_sync(request).await)
+        .unwrap_err();
+    until("the command to be killed", || {
+        let log = node.log("c");
+        log.iter()
+            .any(|line| line.ends_with("an exec was killed"))
+            .then_some(())
+    });
 }
 
 #[test]

@@ -41,6 +41,8 @@ pub struct Manners {
     pub refuses: bool,
     /// The agent does not answer StartContainer.
     pub slow_start: bool,
+    /// The agent takes a while to start an exec.
+    pub slow_exec: bool,
 }
 
 impl Manners {
@@ -52,6 +54,7 @@ impl Manners {
             stranger: says("stranger"),
             refuses: says("refuses"),
             slow_start: says("slow_start"),
+            slow_exec: says("slow_exec"),
         }
     }
 }

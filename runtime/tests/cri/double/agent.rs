@@ -133,6 +133,9 @@ impl agent_server::Agent for Agent {
         request: Request<ExecProcessRequest>,
     ) -> Result<Response<ExecProcessResponse>, Status> {
         let request = request.into_inner();
+        if self.guest.manners.slow_exec {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
         assert!(request.inherit);
         let spec = request.process.unwrap();
         assert!(!(spec.terminal && spec.stderr), "a terminal has one output");
@@ -178,8 +181,12 @@ impl agent_server::Agent for Agent {
     ) -> Result<Response<SignalProcessResponse>, Status> {
         let request = request.into_inner();
         assert!(!request.all || request.signal == 9, "all only with SIGKILL");
-        self.process(&request.container_id, &request.exec_id)?
-            .signal(request.signal);
+        let process = self.process(&request.container_id, &request.exec_id)?;
+        process.signal(request.signal);
+        if process.args == ["mourned"] {
+            let first = self.process(&request.container_id, "")?;
+            first.stdout.print("an exec was killed\n");
+        }
         Ok(Response::new(SignalProcessResponse {}))
     }
 
