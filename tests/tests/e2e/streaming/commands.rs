@@ -82,7 +82,11 @@ fn a_client_that_vanishes_takes_its_command_with_it() {
         let script = "setsid sleep 4326 & exec sleep 4327";
         let arguments = ["exec", "-r", transport, "-i", container.id(), "sh", "-c", script];
         let mut client = Running::start(&daemon, &arguments, Stdio::piped());
-        let sleepers = || container.exec(&["pgrep", "-f", "sleep 432[67]"]).text();
+        // Whoever is orphaned and ended is the container's first process's to reap, which does not.
+        let sleepers = || {
+            container
+                .sh("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -o 'sleep 432[67]' || true")
+        };
         until("both processes to run", || {
             let running = sleepers();
             if running.lines().count() == 2 {
