@@ -36,18 +36,19 @@ pub(super) struct ContainerStdin {
 impl ContainerStdin {
     /// Where a client's input goes. It is closed once the process takes none any more.
     pub(super) fn sender(&self, container: &Arc<Container>, machine: &Arc<Machine>) -> mpsc::Sender<Input> {
-        let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
-        let sender = sender.get_or_insert_with(|| {
-            let (sender, input) = mpsc::channel(1);
-            let (id, machine) = (container.id.clone(), Arc::clone(machine));
-            tokio::spawn(async move {
-                if let Err(error) = feed(&id, &machine, input).await {
-                    tracing::debug!(container = %id, %error, "the container's stdin takes no more");
-                }
-            });
-            sender
+        let mut known = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = known.as_ref().filter(|sender| !sender.is_closed()) {
+            return open.clone();
+        }
+        // A way that broke is made anew. Where the process has closed its input the agent says so, and that way ends, too.
+        let (sender, input) = mpsc::channel(1);
+        let (id, machine) = (container.id.clone(), Arc::clone(machine));
+        tokio::spawn(async move {
+            if let Err(error) = feed(&id, &machine, input).await {
+                tracing::debug!(container = %id, %error, "the container's stdin takes no more");
+            }
         });
-        sender.clone()
+        known.insert(sender).clone()
     }
 
     /// Lets it go: the process has ended.
