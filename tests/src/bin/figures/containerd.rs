@@ -15,14 +15,23 @@ use bulkhead_proto::cri::VersionRequest;
 use bulkhead_tests::{Cri, Environment};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::run::run;
+
+/// What figures call it.
+pub const PEER: &str = "containerd + runc";
+
 /// How long it may take to answer, or to end.
 const PATIENCE: Duration = Duration::from_mins(2);
+
+/// Where the node's mirrors of registries are configured, for names that critest has compiled in.
+const NODE_HOSTS: &str = "/etc/containerd/certs.d";
 
 /// A running containerd, which ends when this is dropped.
 #[derive(Debug)]
 pub struct Containerd {
     process: Child,
     cri: Cri,
+    endpoint: String,
     directory: tempfile::TempDir,
 }
 
@@ -34,14 +43,16 @@ impl Containerd {
             .tempdir_in("/var/tmp")?;
         let config = directory.path().join("config.toml");
         fs::write(&config, configuration(directory.path()))?;
-        let hosts = directory
-            .path()
-            .join("certs.d")
-            .join(&Environment::get().registry);
-        fs::create_dir_all(&hosts)?;
+        let hosts = directory.path().join("certs.d");
+        run(
+            "cp",
+            &["-r", NODE_HOSTS, hosts.to_str().context("a path in UTF-8")?],
+        )?;
+        let registry = &Environment::get().registry;
+        fs::create_dir_all(hosts.join(registry))?;
         fs::write(
-            hosts.join("hosts.toml"),
-            format!("server = \"http://{}\"\n", Environment::get().registry),
+            hosts.join(registry).join("hosts.toml"),
+            format!("server = \"http://{registry}\"\n"),
         )?;
         let log = File::create(directory.path().join("log"))?;
         let process = Command::new("containerd")
@@ -52,10 +63,11 @@ impl Containerd {
             .stderr(log)
             .spawn()
             .context("containerd does not start")?;
-        let socket = directory.path().join("containerd.sock");
+        let endpoint = format!("unix://{}", directory.path().join("containerd.sock").display());
         let mut containerd = Self {
             process,
-            cri: Cri::new(&format!("unix://{}", socket.display())),
+            cri: Cri::new(&endpoint),
+            endpoint,
             directory,
         };
         containerd.wait_for_answer()?;
@@ -79,6 +91,11 @@ impl Containerd {
     /// Its CRI.
     pub fn cri(&self) -> &Cri {
         &self.cri
+    }
+
+    /// Where it answers, as `unix:///…`.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
     }
 
     /// Its process.

@@ -31,9 +31,55 @@ impl Life {
     }
 }
 
-/// One pod with one container, from nothing to nothing. `look` gets the pod's id when it is ready.
+/// One pod with one container, from nothing to nothing. `look` gets the pod's id when its container runs.
 pub fn live<T>(cri: &Cri, image: &str, look: impl FnOnce(&str) -> Result<T>) -> Result<(Life, T)> {
-    let config = PodSpec::new("bench").config();
+    let (running, [run, create, start]) = begin(cri, &Wanted::idle(image))?;
+    let seen = look(&running.pod)?;
+    let [stop, remove] = running.end(cri)?;
+    let life = Life {
+        run,
+        create,
+        start,
+        stop,
+        remove,
+    };
+    Ok((life, seen))
+}
+
+/// What is to run in a pod.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'w> {
+    pub image: &'w str,
+    pub command: &'w [&'w str],
+    /// Directory of the log, which is called [`LOG`] there; empty: there is none.
+    pub logs: &'w str,
+}
+
+/// The name of a container's log.
+pub const LOG: &str = "log";
+
+impl<'w> Wanted<'w> {
+    /// A container that does nothing.
+    pub fn idle(image: &'w str) -> Self {
+        Self {
+            image,
+            command: &["sleep", "3600"],
+            logs: "",
+        }
+    }
+}
+
+/// A pod with a container that was started.
+#[derive(Debug)]
+pub struct Running {
+    pub pod: String,
+    pub container: String,
+}
+
+/// Runs a pod with a container; how long each of the three calls took.
+pub fn begin(cri: &Cri, wanted: &Wanted<'_>) -> Result<(Running, [Duration; 3])> {
+    let mut config = PodSpec::new("bench").config();
+    wanted.logs.clone_into(&mut config.log_directory);
     let request = RunPodSandboxRequest {
         config: Some(config.clone()),
         runtime_handler: String::new(),
@@ -43,8 +89,8 @@ pub fn live<T>(cri: &Cri, image: &str, look: impl FnOnce(&str) -> Result<T>) -> 
         .runtime(async |c| c.run_pod_sandbox(request).await)?
         .pod_sandbox_id;
     let run = started.elapsed();
-    let seen = look(&pod)?;
 
+    let log_path = if wanted.logs.is_empty() { "" } else { LOG };
     let request = CreateContainerRequest {
         pod_sandbox_id: pod.clone(),
         config: Some(ContainerConfig {
@@ -53,41 +99,45 @@ pub fn live<T>(cri: &Cri, image: &str, look: impl FnOnce(&str) -> Result<T>) -> 
                 attempt: 0,
             }),
             image: Some(ImageSpec {
-                image: image.to_owned(),
+                image: wanted.image.to_owned(),
                 ..ImageSpec::default()
             }),
-            command: ["sleep", "3600"].map(str::to_owned).to_vec(),
+            command: wanted.command.iter().map(ToString::to_string).collect(),
+            log_path: log_path.to_owned(),
             ..ContainerConfig::default()
         }),
         sandbox_config: Some(config),
     };
     let started = Instant::now();
-    let container_id = cri
+    let container = cri
         .runtime(async |c| c.create_container(request).await)?
         .container_id;
     let create = started.elapsed();
 
+    let request = StartContainerRequest {
+        container_id: container.clone(),
+    };
     let started = Instant::now();
-    cri.runtime(async |c| c.start_container(StartContainerRequest { container_id }).await)?;
+    cri.runtime(async |c| c.start_container(request).await)?;
     let start = started.elapsed();
+    Ok((Running { pod, container }, [run, create, start]))
+}
 
-    let request = StopPodSandboxRequest {
-        pod_sandbox_id: pod.clone(),
-    };
-    let started = Instant::now();
-    cri.runtime(async |c| c.stop_pod_sandbox(request).await)?;
-    let stop = started.elapsed();
+impl Running {
+    /// Stops and removes the pod; how long each of the two calls took.
+    pub fn end(self, cri: &Cri) -> Result<[Duration; 2]> {
+        let request = StopPodSandboxRequest {
+            pod_sandbox_id: self.pod.clone(),
+        };
+        let started = Instant::now();
+        cri.runtime(async |c| c.stop_pod_sandbox(request).await)?;
+        let stop = started.elapsed();
 
-    let request = RemovePodSandboxRequest { pod_sandbox_id: pod };
-    let started = Instant::now();
-    cri.runtime(async |c| c.remove_pod_sandbox(request).await)?;
-    let remove = started.elapsed();
-    let life = Life {
-        run,
-        create,
-        start,
-        stop,
-        remove,
-    };
-    Ok((life, seen))
+        let request = RemovePodSandboxRequest {
+            pod_sandbox_id: self.pod,
+        };
+        let started = Instant::now();
+        cri.runtime(async |c| c.remove_pod_sandbox(request).await)?;
+        Ok([stop, started.elapsed()])
+    }
 }

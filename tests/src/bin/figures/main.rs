@@ -3,10 +3,12 @@
 //! Each benchmark says in its module what is measured against what, and where the comparison is not quite even.
 
 mod boot;
+mod conformance;
 mod containerd;
 mod figure;
 mod images;
 mod life;
+mod many;
 mod memory;
 mod network;
 mod pod;
@@ -14,22 +16,25 @@ mod process;
 mod pull;
 mod run;
 mod start;
+mod streams;
 
 use std::{env, process::ExitCode};
 
-const USAGE: &str =
-    "Usage: figures boot | images | memory | network | pod | pull | start (in the node, by hack/bench)";
+const USAGE: &str = "Usage: figures boot | critest | images | many | memory | network | pod | pull | start | streams (in the node, by hack/bench)";
 
 fn main() -> ExitCode {
     let name = env::args().nth(1).unwrap_or_default();
     let measured = match name.as_str() {
         "boot" => boot::measure(),
+        "critest" => conformance::measure(),
         "images" => images::measure(),
+        "many" => many::measure(),
         "memory" => memory::measure(),
         "network" => network::measure(),
         "pod" => pod::measure(),
         "pull" => pull::measure(),
         "start" => start::measure(),
+        "streams" => streams::measure(),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

@@ -11,15 +11,13 @@ use anyhow::{Context, Result};
 use bulkhead_tests::{Cri, Daemon, Environment};
 
 use crate::{
-    containerd::Containerd,
+    containerd::{Containerd, PEER},
     figure::{Figure, in_seconds},
     life::{Life, live},
     pod::{PHASES, phases},
 };
 
 const SAMPLES: usize = 20;
-
-const PEER: &str = "containerd + runc";
 
 pub fn measure() -> Result<()> {
     let daemon = Daemon::alone();
