@@ -61,9 +61,12 @@ async fn run(transport: &Transport, started_ns: u64) -> Result<(), String> {
     // What the host waits for comes first: nothing but the sockets is needed to be heard.
     let control = transport.listen_control().map_err(text)?;
     let streams = transport.listen_streams().map_err(text)?;
-    doorbell::ring(transport, started_ns).await;
+    let rung = doorbell::ring(transport, started_ns).await;
 
     mounts::prepare().map_err(text)?;
+    if let Err(error) = rung {
+        log::warning!("{}", error_text::with_causes(&error));
+    }
     if let Err(error) = network::configure::bring_loopback_up() {
         log::error!("cannot bring the loopback interface up: {error}");
     }

@@ -5,9 +5,8 @@ use std::{io, time::Duration};
 use bulkhead_proto::agent::wire;
 use tokio::time::timeout;
 
-use super::{log, uevents::Uevents};
+use super::uevents::Uevents;
 use crate::{
-    error_text::with_causes,
     io::{
         connection::Connection,
         transport::{Transport, TransportError},
@@ -18,38 +17,36 @@ use crate::{
 /// How long the host may take to close the connection that it has read.
 const CLOSING: Duration = Duration::from_secs(10);
 
-/// Rings. A host that does not answer is not asked again: it can still call.
+/// Rings. A host where nobody listens is not asked again: it can still call.
 ///
 /// Where the device of the transport is not there yet, the next one that the kernel announces may be it.
-pub async fn ring(transport: &Transport, started_ns: u64) {
-    let message = || wire::encode(&answers::hello(started_ns));
-    match connect(transport).await {
-        Ok(connection) => match connection.send_all(&message()).await {
-            Ok(()) => {
-                connection.shut_down_sending();
-                tokio::spawn(linger(connection));
-            }
-            Err(error) => log::warning!("cannot tell the host that the agent is ready: {error}"),
-        },
-        Err(error) => log::warning!(
-            "cannot tell the host that the agent is ready: {}",
-            with_causes(&error)
-        ),
-    }
+///
+/// # Errors
+///
+/// [`TransportError`], which is to be logged once there is a log.
+pub async fn ring(transport: &Transport, started_ns: u64) -> Result<(), TransportError> {
+    let connection = connect(transport).await?;
+    let message = wire::encode(&answers::hello(started_ns));
+    let sent = connection.send_all(&message).await;
+    sent.map_err(TransportError::Connect)?;
+    connection.shut_down_sending();
+    tokio::spawn(linger(connection));
+    Ok(())
 }
 
 async fn connect(transport: &Transport) -> Result<Connection, TransportError> {
-    match transport.connect_doorbell() {
-        Err(error) if error.is_missing_device() => {}
-        result => return result,
-    }
-    let uevents = Uevents::listen().map_err(TransportError::Connect)?;
+    let mut uevents = None;
     loop {
         match transport.connect_doorbell() {
-            Err(error) if error.is_missing_device() => {}
+            // The guest's clock goes on while its machine is held up, and Linux gives up a connection after two seconds of it,
+            // though the answer may be there. There is no other way to the host, so there is nothing else to be done.
+            Err(error) if error.is_timeout() => {}
+            Err(error) if error.is_missing_device() => match &uevents {
+                None => uevents = Some(Uevents::listen().map_err(TransportError::Connect)?),
+                Some(uevents) => uevents.next().await.map_err(TransportError::Connect)?,
+            },
             result => return result,
         }
-        uevents.next().await.map_err(TransportError::Connect)?;
     }
 }
 

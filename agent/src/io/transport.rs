@@ -38,7 +38,7 @@ pub enum TransportError {
         source: io::Error,
     },
     /// The host cannot be told.
-    #[error("cannot connect to port {DOORBELL_PORT} of the host")]
+    #[error("cannot tell the host on its port {DOORBELL_PORT} that the agent is ready")]
     Connect(#[source] io::Error),
 }
 
@@ -46,6 +46,11 @@ impl TransportError {
     /// Whether the device that carries the transport is not there (yet).
     pub fn is_missing_device(&self) -> bool {
         matches!(self, Self::Connect(source) if source.raw_os_error() == Some(libc::ENODEV))
+    }
+
+    /// Whether the host did not answer in time.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Connect(source) if source.kind() == io::ErrorKind::TimedOut)
     }
 }
 
