@@ -62,9 +62,10 @@ pub(super) fn boot(parts: &Parts) -> Result<Boot> {
     let mut doorbell = UnixStream::connect(&socket)?;
     writeln!(doorbell, "LISTEN {DOORBELL_PORT}")?;
     expect_ok(&vmm, &mut doorbell)?;
-    vmm.wait_for(&doorbell)?;
-    let connection = UnixStream::from(receive_descriptor(&doorbell)?);
-    let hello = vmm.hello(&connection)?;
+    let hello = vmm.hello(|| {
+        vmm.wait_for(&doorbell)?;
+        Ok(UnixStream::from(receive_descriptor(&doorbell)?))
+    })?;
     let whole = started.elapsed();
 
     let state = Client::connect(&control, Duration::from_mins(1))?.state()?;

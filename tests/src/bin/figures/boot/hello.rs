@@ -53,19 +53,29 @@ impl Vmm {
         bail!("the guest did not say hello within {BOOT_SECONDS} s");
     }
 
-    /// Waits for the message on a connection that the agent has opened.
-    pub(super) fn hello(&self, mut connection: impl Read + AsFd) -> Result<HelloResponse> {
+    /// Waits for the message on the connections that the agent opens, the next of which `accept` gives. An agent whose
+    /// connection took too long opens another.
+    pub(super) fn hello<C: Read + AsFd>(&self, accept: impl Fn() -> Result<C>) -> Result<HelloResponse> {
+        loop {
+            if let Some(hello) = self.read_hello(accept()?)? {
+                return Ok(hello);
+            }
+        }
+    }
+
+    /// Reads the message from one connection, which may end before.
+    fn read_hello(&self, mut connection: impl Read + AsFd) -> Result<Option<HelloResponse>> {
         let mut received = Vec::new();
         loop {
             if let Some((hello, _)) = wire::decode(&received)? {
-                return Ok(hello);
+                return Ok(Some(hello));
             }
             self.wait_for(&connection)?;
             let mut part = [0; 512];
             let count = connection.read(&mut part)?;
             match part.get(..count) {
                 Some(bytes) if count > 0 => received.extend_from_slice(bytes),
-                _ => bail!("the guest broke off its first message"),
+                _ => return Ok(None),
             }
         }
     }

@@ -83,14 +83,14 @@ pub(super) fn boot(parts: &Parts, legacy: Legacy) -> Result<Duration> {
 
     let started = Instant::now();
     let vmm = Vmm::hold(command.spawn().context("qemu-system-x86_64 does not start")?)?;
-    let hello = vmm
-        .wait_for(&listener)
-        .and_then(|()| Ok(listener.accept()?))
-        .and_then(|(connection, _)| vmm.hello(connection))
-        .with_context(|| {
-            let text = fs::read(&console).unwrap_or_default();
-            format!("QEMU's console: {}", String::from_utf8_lossy(&text))
-        });
+    let accept = || {
+        vmm.wait_for(&listener)?;
+        Ok(listener.accept()?.0)
+    };
+    let hello = vmm.hello(accept).with_context(|| {
+        let text = fs::read(&console).unwrap_or_default();
+        format!("QEMU's console: {}", String::from_utf8_lossy(&text))
+    });
     let whole = started.elapsed();
     hello.map(|_| whole)
 }
