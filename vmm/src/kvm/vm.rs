@@ -4,7 +4,7 @@
 //! MSI-X, delivered with `KVM_SIGNAL_MSI`: one call per interrupt, as an irqfd would cost one write, but without a
 //! routing table that must be replaced as a whole (and waited for) each time the guest writes one of its vectors.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use kvm_bindings::{CpuId, KVM_CAP_SPLIT_IRQCHIP, kvm_clock_data, kvm_enable_cap, kvm_msi};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{Host, KvmError, Vcpu, cpuid, refused, slots};
 use crate::{
     memory::{
-        GuestRam,
+        ConfigPages, GuestRam,
         layout::{KVM_IDENTITY_MAP, KVM_TSS},
     },
     pci::PciHost,
@@ -29,17 +29,18 @@ const PMU_DISABLE: u64 = 1;
 pub struct Vm {
     fd: VmFd,
     supported: CpuId,
-    /// Kept because KVM holds host addresses of it; dropped after `fd`.
+    /// These two are kept because KVM holds host addresses of them; dropped after `fd`.
     _ram: GuestRam,
+    _config_pages: Arc<ConfigPages>,
 }
 
 impl Vm {
-    /// Creates a machine around `ram`.
+    /// Creates a machine around `ram`. Its guest reads PCI configuration space from `config_pages`.
     ///
     /// # Errors
     ///
     /// [`KvmError::Refused`].
-    pub fn create(host: &Host, ram: &GuestRam) -> Result<Self, KvmError> {
+    pub fn create(host: &Host, ram: &GuestRam, config_pages: &Arc<ConfigPages>) -> Result<Self, KvmError> {
         let fd = host
             .kvm()
             .create_vm()
@@ -52,10 +53,12 @@ impl Vm {
         enable(&fd, KVM_CAP_SPLIT_IRQCHIP, 0).map_err(refused("split the interrupt controller"))?;
         disable_performance_counters(&fd);
         slots::register(&fd, ram)?;
+        slots::register_config_pages(&fd, config_pages)?;
         Ok(Self {
             fd,
             supported: host.supported_cpuid()?,
             _ram: GuestRam::clone(ram),
+            _config_pages: Arc::clone(config_pages),
         })
     }
 

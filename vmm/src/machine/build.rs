@@ -12,7 +12,7 @@ use crate::{
     config::{ExitReason, NetConfig, VmConfig},
     control::protocol::MachinePhase,
     kvm::{GuestAccess, Host, OnStop, Stop, Vcpu, VcpuThreads, Vm},
-    memory::{self, GuestRam, layout::RamRanges},
+    memory::{self, ConfigPages, GuestRam, layout::RamRanges},
     pci::{PciBus, PciHost, PvPanic, virtio::VirtioFunction},
     threads,
     virtio::{
@@ -69,12 +69,14 @@ fn assemble(
 ) -> Result<Hardware, MachineError> {
     let host = Host::open()?;
     host.check_vcpus(config.vcpus)?;
-    let vm = Arc::new(Vm::create(&host, ram)?);
+    let config_pages = Arc::new(ConfigPages::new()?);
+    let vm = Arc::new(Vm::create(&host, ram, &config_pages)?);
 
     let mut files = sources.device_files(config)?;
     let control = files.control.take();
     let console = console(config, &mut files)?;
-    let bus = populate(config, files, console.clone(), &vm, ram, endings)?;
+    let bus = PciBus::shown_on(config_pages);
+    let bus = populate(bus, config, files, console.clone(), &vm, ram, endings)?;
     let early = config.console.as_ref().is_some_and(|console| console.early);
     let accesses = Arc::new(Accesses::new(bus, Arc::clone(endings), console.filter(|_| early)));
 
@@ -133,8 +135,9 @@ fn console(config: &VmConfig, files: &mut DeviceFiles) -> Result<Option<ConsoleL
     Ok(Some(ConsoleLog::new(file, console.max_bytes)?))
 }
 
-/// Places all functions on a new bus, in the order in which guests number them.
+/// Places all functions on the bus, in the order in which guests number them.
 fn populate(
+    mut bus: PciBus,
     config: &VmConfig,
     files: DeviceFiles,
     console: Option<ConsoleLog>,
@@ -142,7 +145,6 @@ fn populate(
     ram: &GuestRam,
     endings: &Arc<Endings>,
 ) -> Result<PciBus, MachineError> {
-    let mut bus = PciBus::new();
     let endings = Arc::clone(endings);
     let panic = PvPanic::new(bus.next_address()?, Arc::new(move || endings.panic()));
     bus.place(Box::new(panic))?;

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
+mod config_pages;
 mod file_reader;
 pub mod layout;
 mod ram;
 
+pub use config_pages::ConfigPages;
 pub use file_reader::FileReader;
 pub use ram::{MemoryError, allocate};
 

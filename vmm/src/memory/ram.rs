@@ -22,6 +22,9 @@ pub enum MemoryError {
         /// Why.
         source: io::Error,
     },
+    /// The kernel refused the pages for configuration space.
+    #[error("the pages of PCI configuration space could not be mapped: {0}")]
+    ConfigPages(String),
     /// The kernel refused the mapping.
     #[error(
         "{mib} MiB of guest memory could not be mapped: {reason}; the process may have a limit on its address space"

@@ -1,12 +1,15 @@
 //! Bus 0: which function an access is for.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 use super::{PciFunction, SavedFunction, host_bridge::HostBridge};
 use crate::{
-    memory::layout::{BAR_WINDOW_START, ECAM_SIZE, ECAM_START},
+    memory::{
+        ConfigPages,
+        layout::{BAR_WINDOW_START, ECAM_SIZE, ECAM_START},
+    },
     virtio::device::DeviceError,
 };
 
@@ -15,6 +18,10 @@ const DEVICES: usize = 32;
 
 /// Functions that can be placed.
 pub const FUNCTIONS_MAX: usize = DEVICES - 1;
+
+/// Size of the part of a function's configuration space that is not zero, and of a register.
+const CONFIG_SPACE_SIZE: usize = 256;
+const REGISTER: usize = 4;
 
 /// Room for the memory of one function in the window of the host bridge. No BAR is larger.
 const BAR_SPACING: u64 = 0x1_0000;
@@ -28,6 +35,8 @@ pub struct BusFull;
 pub struct PciBus {
     /// By device number; the first is the host bridge.
     functions: Vec<Box<dyn PciFunction>>,
+    /// Where the guest reads configuration space, if it does not come here for that.
+    pages: Option<Arc<ConfigPages>>,
 }
 
 /// The state of all functions, by device number.
@@ -42,7 +51,22 @@ impl PciBus {
     pub fn new() -> Self {
         Self {
             functions: vec![Box::new(HostBridge::new())],
+            pages: None,
         }
+    }
+
+    /// A bus with nothing but the host bridge, whose configuration space the guest reads from `pages`.
+    ///
+    /// What a register says then is what it said after the last write to its function. That is no difference, but for a driver
+    /// that reads a virtio device through its window in configuration space (virtio 1.2, 4.1.4.9): it gets the value of the
+    /// time when it last wrote there, as it does to choose what to read.
+    pub fn shown_on(pages: Arc<ConfigPages>) -> Self {
+        let mut bus = Self {
+            pages: Some(pages),
+            ..Self::new()
+        };
+        bus.show(0);
+        bus
     }
 
     /// Where the memory of the next function is to be.
@@ -66,6 +90,7 @@ impl PciBus {
     pub fn place(&mut self, function: Box<dyn PciFunction>) -> Result<(), BusFull> {
         self.next_address()?;
         self.functions.push(function);
+        self.show(self.functions.len() - 1);
         Ok(())
     }
 
@@ -73,7 +98,7 @@ impl PciBus {
     pub fn read(&mut self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         match self.target(address) {
-            Some(Target::Config(function, offset)) if is_config_access(offset, data.len()) => {
+            Some(Target::Config(_, function, offset)) if is_config_access(offset, data.len()) => {
                 function.read_config(offset, data);
             }
             Some(Target::Memory(function, offset)) => function.read_memory(offset, data),
@@ -84,8 +109,9 @@ impl PciBus {
     /// The guest writes to `address`.
     pub fn write(&mut self, address: u64, data: &[u8]) {
         match self.target(address) {
-            Some(Target::Config(function, offset)) if is_config_access(offset, data.len()) => {
+            Some(Target::Config(device, function, offset)) if is_config_access(offset, data.len()) => {
                 function.write_config(offset, data);
+                self.show(device);
             }
             Some(Target::Memory(function, offset)) => function.write_memory(offset, data),
             _ => {}
@@ -141,7 +167,21 @@ impl PciBus {
         self.functions
             .iter_mut()
             .zip(&saved.functions)
-            .try_for_each(|(function, saved)| function.restore(saved))
+            .try_for_each(|(function, saved)| function.restore(saved))?;
+        (0..self.functions.len()).for_each(|device| self.show(device));
+        Ok(())
+    }
+
+    /// Brings what the guest reads of a device's configuration space up to date.
+    fn show(&mut self, device: usize) {
+        let (Some(pages), Some(function)) = (&self.pages, self.functions.get_mut(device)) else {
+            return;
+        };
+        let mut space = [0; CONFIG_SPACE_SIZE];
+        for (offset, register) in (0..).step_by(REGISTER).zip(space.chunks_exact_mut(REGISTER)) {
+            function.read_config(offset, register);
+        }
+        pages.show(device as u64, &space);
     }
 
     /// Finds what answers at `address`.
@@ -152,7 +192,7 @@ impl PciBus {
         {
             let place = ConfigAddress::of(offset)?;
             let function = self.functions.get_mut(place.device)?;
-            return Some(Target::Config(function.as_mut(), place.offset));
+            return Some(Target::Config(place.device, function.as_mut(), place.offset));
         }
         self.functions.iter_mut().find_map(|function| {
             let memory = function.config().memory()?;
@@ -163,9 +203,9 @@ impl PciBus {
     }
 }
 
-/// A function and where in it an access goes.
+/// A function and where in it an access goes; its number, for configuration space.
 enum Target<'a> {
-    Config(&'a mut dyn PciFunction, u16),
+    Config(usize, &'a mut dyn PciFunction, u16),
     Memory(&'a mut dyn PciFunction, u64),
 }
 
@@ -203,13 +243,13 @@ impl fmt::Debug for PciBus {
         formatter
             .debug_struct("PciBus")
             .field("functions", &self.functions.len())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use vm_memory::{Bytes, VolatileMemory};
 
     use super::*;
     use crate::pci::PvPanic;
@@ -249,6 +289,36 @@ mod tests {
             [0xff; 2],
             "an access that is not aligned"
         );
+    }
+
+    #[test]
+    fn pages_show_what_the_bus_would_answer() {
+        let pages = Arc::new(ConfigPages::new().unwrap());
+        let shown = |offset: u64| {
+            let offset = usize::try_from(offset).unwrap();
+            let place = pages.mapping().get_slice(offset, 4).unwrap();
+            place.read_obj::<[u8; 4]>(0).unwrap().to_vec()
+        };
+        let mut bus = PciBus::shown_on(Arc::clone(&pages));
+        assert_eq!(shown(1 << 15), [0xff; 4]);
+        place(&mut bus).unwrap();
+        let registers = |device: u64| (0..1024).map(move |register| (device << 15) + 4 * register);
+        let assert_same = |bus: &mut PciBus| {
+            for offset in registers(0).chain(registers(1)) {
+                assert_eq!(shown(offset), read(bus, ECAM_START + offset, 4), "{offset:#x}");
+            }
+        };
+        assert_same(&mut bus);
+        bus.write(ECAM_START + (1 << 15) + 0x10, &[0xff; 4]);
+        assert_eq!(
+            shown((1 << 15) + 0x10),
+            read(&mut bus, ECAM_START + (1 << 15) + 0x10, 4)
+        );
+        assert_same(&mut bus);
+        let saved = bus.save().unwrap();
+        bus.write(ECAM_START + (1 << 15) + 0x10, &[0; 4]);
+        bus.restore(&saved).unwrap();
+        assert_same(&mut bus);
     }
 
     #[test]
