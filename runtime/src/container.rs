@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     daemon::Daemon,
     events::{Change, Subject},
-    logs::writer::LogReopener,
+    logs::{LogFault, condition::LogCondition, writer::LogReopener},
     stats::History,
     store::{ContainerPhase, ContainerRecord, ImageRecord, UserRecord},
     turn::Turns,
@@ -107,6 +107,7 @@ struct OpenLog {
     reopener: LogReopener,
     /// Makes it give up on a disk that takes nothing.
     give_up: CancellationToken,
+    condition: LogCondition,
 }
 
 impl Container {
@@ -208,6 +209,11 @@ impl Container {
             id: self.id.clone(),
             source,
         })
+    }
+
+    /// Why its log cannot be written, while that is so: the container waits then.
+    pub fn log_fault(&self) -> Option<LogFault> {
+        self.open_log()?.condition.fault()
     }
 
     /// Writes down that it runs, then shows it, unless its pod has ended meanwhile and it with it.

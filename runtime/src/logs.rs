@@ -5,9 +5,11 @@
 //! loses nothing, and a daemon that comes back knows from the file itself how much of each stream it holds
 //! ([`position`]).
 
+pub mod condition;
 pub mod format;
 pub mod position;
 pub mod writer;
 
+pub use condition::LogFault;
 pub use format::Stream;
 pub use writer::{LogError, LogOutcome, LogWriter};

@@ -165,6 +165,7 @@ pub(super) async fn open_output(
     container.set_log(Some(OpenLog {
         reopener: writer.reopener(),
         give_up: writer.give_up(),
+        condition: writer.condition(),
     }));
     Ok(Output { pumps, writer })
 }

@@ -8,6 +8,7 @@ use crate::{
     container::Container,
     daemon::Daemon,
     image::{Image, PullProgress},
+    logs::format::rfc3339,
     sandbox::{Pod, run::StartupTimes},
 };
 
@@ -62,6 +63,10 @@ pub(super) fn container(daemon: &Daemon, container: &Container) -> HashMap<Strin
         "removing": false,
         "imageId": container.image.id,
         "stopSignal": container.stop_signal,
+        "logFault": container.log_fault().map(|fault| json!({
+            "since": rfc3339(fault.since),
+            "reason": fault.reason,
+        })),
         "config": {
             "command": config.command,
             "args": config.args,

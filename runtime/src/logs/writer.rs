@@ -7,10 +7,7 @@ use std::{
     fs::File,
     io::{self, Write},
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -22,6 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    condition::LogCondition,
     format::{Splitter, Stream},
     position::{LogPaths, Offsets, PositionNote, open_log},
 };
@@ -67,8 +65,7 @@ pub struct LogWriter {
     reopen: mpsc::Sender<oneshot::Sender<Result<(), LogError>>>,
     written: watch::Receiver<Offsets>,
     give_up: CancellationToken,
-    /// Whether the disk takes nothing.
-    stuck: Arc<AtomicBool>,
+    condition: LogCondition,
     task: JoinHandle<LogOutcome>,
 }
 
@@ -100,7 +97,7 @@ impl LogWriter {
         let (reopen, requests) = mpsc::channel(4);
         let (progress, written) = watch::channel(offsets);
         let give_up = CancellationToken::new();
-        let stuck = Arc::new(AtomicBool::new(false));
+        let condition = LogCondition::default();
         let task = Task {
             container: container.to_owned(),
             paths,
@@ -109,7 +106,7 @@ impl LogWriter {
             progress,
             requests,
             give_up: give_up.clone(),
-            stuck: Arc::clone(&stuck),
+            condition: condition.clone(),
             lost: 0,
         };
         let task = tokio::spawn(task.run(queue));
@@ -119,7 +116,7 @@ impl LogWriter {
                 reopen,
                 written,
                 give_up,
-                stuck,
+                condition,
                 task,
             },
             offsets,
@@ -147,9 +144,14 @@ impl LogWriter {
         self.give_up.clone()
     }
 
+    /// What tells how the writing goes.
+    pub fn condition(&self) -> LogCondition {
+        self.condition.clone()
+    }
+
     /// Whether everything that was handed over has been taken: then nobody waits for the disk.
     pub fn is_idle(&self) -> bool {
-        self.chunks.capacity() == self.chunks.max_capacity() && !self.stuck.load(Ordering::Relaxed)
+        self.chunks.capacity() == self.chunks.max_capacity() && self.condition.is_idle()
     }
 
     /// Waits until every input has been dropped and everything is in the file.
@@ -299,7 +301,7 @@ struct Task {
     progress: watch::Sender<Offsets>,
     requests: mpsc::Receiver<oneshot::Sender<Result<(), LogError>>>,
     give_up: CancellationToken,
-    stuck: Arc<AtomicBool>,
+    condition: LogCondition,
     lost: u64,
 }
 
@@ -351,6 +353,7 @@ impl Task {
         let mut done = 0;
         let mut pauses = RETRY.iter();
         let mut pause = Duration::ZERO;
+        self.condition.begin(SystemTime::now());
         while let Some(mut sink) = self.sink.take() {
             let batch = Arc::clone(&records);
             let attempt = tokio::task::spawn_blocking(move || {
@@ -363,18 +366,19 @@ impl Task {
             self.sink = Some(sink);
             done += length;
             let Err(error) = result else {
-                if self.stuck.swap(false, Ordering::Relaxed) {
+                if self.condition.end() {
                     tracing::info!(container = self.container, "the log can be written again");
                 }
                 return;
             };
             if self.give_up.is_cancelled() {
+                self.condition.end();
                 self.lost += taken;
                 tracing::error!(container = self.container, %error, bytes = taken,
                     "output is lost: the container is ending and its log cannot be written");
                 return;
             }
-            if !self.stuck.swap(true, Ordering::Relaxed) {
+            if self.condition.fail(&error, SystemTime::now()) {
                 tracing::error!(container = self.container, %error, log = ?self.paths.log,
                     "the log cannot be written; the container waits until it can");
             }

@@ -195,6 +195,16 @@ impl Collector for Present {
                 in_phase("exited", ContainerPhase::Exited),
             ],
         )?;
+        let waiting = containers
+            .iter()
+            .filter(|container| container.log_fault().is_some())
+            .count();
+        gauges(
+            &mut encoder,
+            "bulkhead_log_faults",
+            "Running containers whose log cannot be written now: they wait for its disk",
+            &[(Vec::new(), count(waiting))],
+        )?;
         let machines: Vec<_> = pods.iter().filter_map(|pod| machine_memory(pod)).collect();
         gauges(
             &mut encoder,

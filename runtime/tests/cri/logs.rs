@@ -1,11 +1,16 @@
 //! Logs on the host.
 
-use std::fs;
+use std::{fs, time::SystemTime};
 
 use bulkhead_proto::cri::{ContainerState, ReopenContainerLogRequest};
+use bulkhead_runtime::logs::format::rfc3339;
+use serde_json::Value;
 use tonic::Code;
 
-use crate::node::{Node, until};
+use crate::{
+    node::{Node, until},
+    observe::{ask, value},
+};
 
 #[test]
 fn everything_is_in_the_log_before_exited_is_shown() {
@@ -86,7 +91,7 @@ fn a_full_log_disk_holds_the_container_up_and_stopping_it_does_not_hang() {
     fs::create_dir_all(node.log_path("c").parent().unwrap()).unwrap();
     std::os::unix::fs::symlink("/dev/full", node.log_path("c")).unwrap();
     let id = node.run(&pod, "c", &["say", "lost"]);
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    wait_held_up(&node, &id);
     assert_eq!(
         node.status(&id).state(),
         ContainerState::ContainerRunning,
@@ -94,6 +99,50 @@ fn a_full_log_disk_holds_the_container_up_and_stopping_it_does_not_hang() {
     );
     node.stop_container(&id, 0).unwrap();
     assert_eq!(node.status(&id).state(), ContainerState::ContainerExited);
+    assert_eq!(node.container_info(&id)["logFault"], Value::Null);
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_told_until_it_can_and_nothing_is_lost() {
+    let node = Node::new();
+    let pod = node.run_pod("p");
+    let well = node.run(&pod, "well", &["run"]);
+    std::os::unix::fs::symlink("/dev/full", node.log_path("c")).unwrap();
+    let faults = || value(&ask(&node, "GET /metrics"), "bulkhead_log_faults").unwrap();
+    assert!(faults() < 1.0);
+    let begun = rfc3339(SystemTime::now());
+    let id = node.run(&pod, "c", &["say", "kept"]);
+    let fault = wait_held_up(&node, &id);
+    assert!(
+        fault["reason"].as_str().unwrap().contains("No space left"),
+        "{fault}"
+    );
+    let since = fault["since"].as_str().unwrap();
+    assert!(
+        (begun.as_str()..=&rfc3339(SystemTime::now())).contains(&since),
+        "{since}"
+    );
+    assert!((faults() - 1.0).abs() < 0.1, "{}", faults());
+    assert_eq!(node.container_info(&well)["logFault"], Value::Null);
+
+    fs::remove_file(node.log_path("c")).unwrap();
+    let request = ReopenContainerLogRequest {
+        container_id: id.clone(),
+    };
+    node.runtime(async |mut c| c.reopen_container_log(request).await)
+        .unwrap();
+    node.wait_exited(&id);
+    assert_eq!(node.log("c"), ["stdout F kept"]);
+    assert_eq!(node.container_info(&id)["logFault"], Value::Null);
+    assert!(faults() < 1.0);
+}
+
+/// Waits until a container is told to have a log that cannot be written, and gives what is told.
+fn wait_held_up(node: &Node, id: &str) -> Value {
+    until("a fault of the log", || {
+        let fault = node.container_info(id)["logFault"].take();
+        (!fault.is_null()).then_some(fault)
+    })
 }
 
 #[test]

@@ -492,6 +492,16 @@ impl Node {
         self.try_status(id).unwrap()
     }
 
+    /// `info` of a container's verbose status.
+    pub fn container_info(&self, id: &str) -> serde_json::Value {
+        let request = ContainerStatusRequest {
+            container_id: id.into(),
+            verbose: true,
+        };
+        let answer = self.runtime(async |mut c| c.container_status(request).await);
+        serde_json::from_str(&answer.unwrap().info["info"]).unwrap()
+    }
+
     pub fn pod_status(&self, id: &str) -> PodSandboxStatusResponse {
         let request = PodSandboxStatusRequest {
             pod_sandbox_id: id.into(),

@@ -10,7 +10,7 @@ use bulkhead_proto::cri::*;
 use crate::node::Node;
 
 /// The answer of the node's endpoint to a request's first line.
-fn ask(node: &Node, line: &str) -> String {
+pub fn ask(node: &Node, line: &str) -> String {
     let mut connection = TcpStream::connect(node.metrics_address()).unwrap();
     write!(
         connection,
@@ -23,7 +23,7 @@ fn ask(node: &Node, line: &str) -> String {
 }
 
 /// The value of the sample that begins so.
-fn value(text: &str, sample: &str) -> Option<f64> {
+pub fn value(text: &str, sample: &str) -> Option<f64> {
     text.lines()
         .find_map(|line| line.strip_prefix(sample)?.trim().parse().ok())
 }
