@@ -17,6 +17,7 @@
 mod containers;
 mod double;
 mod events;
+mod fuzzed;
 mod kills;
 mod logs;
 mod node;
@@ -46,5 +47,14 @@ mod tools;
 fn machine() {
     if let Ok(tests) = std::env::var("BULKHEAD_MACHINE_DOUBLE") {
         double::run(tests.parse().unwrap());
+    }
+}
+
+/// Not a test: the process of a node that is looked at from outside.
+#[test]
+#[ignore = "is started by another test"]
+fn node_apart() {
+    if std::env::var_os(fuzzed::apart::VARIABLE).is_some() {
+        fuzzed::apart::run();
     }
 }
