@@ -12,8 +12,8 @@ use super::{
 const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 const ACCEPTED_PROTOCOLS: HeaderName = HeaderName::from_static("x-accepted-stream-protocol-versions");
 
-/// What is in front of the name of a SPDY protocol that a WebSocket carries.
-const TUNNEL: &str = "SPDY/3.1+";
+/// SPDY for forwarded ports in a WebSocket: `SPDY/3.1+` in front of the name of the protocol that it carries.
+const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 
 /// What is spoken on the upgraded connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,11 +130,7 @@ fn web_socket(kind: JobKind, request: &HeaderMap) -> Result<(Spoken, HeaderMap),
     let accept = HeaderValue::from_str(&accept).map_err(|_| Refused::BadHandshake)?;
     answer.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     let known: &[&str] = match kind {
-        JobKind::PortForward => &[
-            "SPDY/3.1+portforward.k8s.io",
-            "v4.channel.k8s.io",
-            "v4.base64.channel.k8s.io",
-        ],
+        JobKind::PortForward => &[TUNNEL, "v4.channel.k8s.io", "v4.base64.channel.k8s.io"],
         _ => &[
             "v5.channel.k8s.io",
             "v4.channel.k8s.io",
@@ -154,7 +150,7 @@ fn web_socket(kind: JobKind, request: &HeaderMap) -> Result<(Spoken, HeaderMap),
     };
     let base64 = name.contains("base64.");
     let spoken = match kind {
-        JobKind::PortForward if name.starts_with(TUNNEL) => Spoken::TunnelledPorts,
+        JobKind::PortForward if name == TUNNEL => Spoken::TunnelledPorts,
         JobKind::PortForward => Spoken::WebSocketPorts { base64 },
         _ => Spoken::WebSocketCommand {
             version: match name.split('.').next() {
@@ -286,8 +282,7 @@ mod tests {
             assert_eq!(spoken, Spoken::WebSocketCommand { version, base64 }, "{name}");
             assert_eq!(answer.contains_key("sec-websocket-protocol"), !name.is_empty());
         }
-        let (spoken, _) =
-            negotiate(JobKind::PortForward, &web_socket("SPDY/3.1+portforward.k8s.io")).unwrap();
+        let (spoken, _) = negotiate(JobKind::PortForward, &web_socket(TUNNEL)).unwrap();
         assert_eq!(spoken, Spoken::TunnelledPorts);
         let (spoken, _) = negotiate(JobKind::PortForward, &web_socket("v4.channel.k8s.io")).unwrap();
         assert_eq!(spoken, Spoken::WebSocketPorts { base64: false });
