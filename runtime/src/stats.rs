@@ -10,6 +10,7 @@ mod control_group;
 mod guest;
 mod history;
 mod machine;
+pub(crate) mod process;
 
 use std::{sync::Arc, time::Duration};
 
