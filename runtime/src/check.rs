@@ -4,9 +4,9 @@ mod files;
 mod host;
 mod kvm;
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
-use crate::config::{Config, VmDefaults};
+use crate::config::{Config, HandlerConfig, VmDefaults};
 
 /// One thing that a host needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,10 +100,28 @@ pub fn first_problem(vm: &VmDefaults) -> Option<String> {
         files::kernel(&vm.kernel),
         files::initramfs(&vm.initramfs),
     ];
-    checks.into_iter().find_map(|outcome| match outcome {
+    checks.into_iter().find_map(bad)
+}
+
+/// Why no pod of a runtime handler can run now, for each that has such a problem of its own. Blocking, for a few system calls.
+pub fn handler_problems(handlers: &BTreeMap<String, HandlerConfig>) -> Vec<String> {
+    let problems = handlers.iter().filter_map(|(name, handler)| {
+        let kernel = handler.kernel.as_deref().map(files::kernel);
+        let initramfs = handler.initramfs.as_deref().map(files::initramfs);
+        let problem = kernel.into_iter().chain(initramfs).find_map(bad)?;
+        Some(format!(
+            "no pod of the runtime handler {name:?} can run: {problem}"
+        ))
+    });
+    problems.collect()
+}
+
+/// A problem with its remedy.
+fn bad(outcome: Outcome) -> Option<String> {
+    match outcome {
         Outcome::Bad { problem, remedy } => Some(format!("{problem}; {remedy}")),
-        _ => None,
-    })
+        Outcome::Good(_) | Outcome::Warning { .. } => None,
+    }
 }
 
 #[cfg(test)]
@@ -118,6 +136,32 @@ mod tests {
         };
         let problem = first_problem(&vm).expect("there is no such VMM");
         assert!(problem.contains("; "), "{problem}");
+    }
+
+    #[test]
+    fn a_handler_whose_files_cannot_be_read_is_named() {
+        let with = |kernel: Option<&str>, initramfs: Option<&str>| HandlerConfig {
+            kernel: kernel.map(Into::into),
+            initramfs: initramfs.map(Into::into),
+            ..HandlerConfig::default()
+        };
+        let handlers = BTreeMap::from([
+            ("as-all".to_owned(), with(None, None)),
+            ("big".to_owned(), with(Some("/nonexistent/vmlinux"), None)),
+            ("small".to_owned(), with(None, Some("/nonexistent/initramfs"))),
+        ]);
+        let problems = handler_problems(&handlers);
+        let [big, small] = &problems[..] else {
+            panic!("{problems:?}")
+        };
+        assert!(
+            big.contains("\"big\" can run: /nonexistent/vmlinux: No such file"),
+            "{big}"
+        );
+        assert!(
+            small.contains("\"small\" can run: /nonexistent/initramfs: No such file"),
+            "{small}"
+        );
     }
 
     #[test]

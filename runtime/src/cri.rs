@@ -8,14 +8,17 @@ mod calls;
 mod error;
 mod events;
 mod filter;
+mod handler;
 mod images;
 mod info;
 mod listener;
+mod lists;
 mod metrics;
 mod parts;
 mod runtime;
 pub mod server;
 mod stats;
+mod status;
 
 /// Version of the interface, as the kubelet expects it in `VersionResponse.version`.
 pub const KUBE_API_VERSION: &str = "0.1.0";

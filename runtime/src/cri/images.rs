@@ -13,9 +13,9 @@ use tonic::{Request, Response, Status};
 use super::{
     answers,
     error::Failure,
+    handler::answer,
     info,
     parts::{self, Parts},
-    runtime::answer,
 };
 use crate::{
     daemon::Daemon,

@@ -12,6 +12,14 @@ use crate::{
     sandbox::{Pod, run::StartupTimes},
 };
 
+/// What a status has of this: nothing for clients that do not ask for it.
+pub(super) fn if_asked(
+    is_verbose: bool,
+    info: impl FnOnce() -> HashMap<String, String>,
+) -> HashMap<String, String> {
+    if is_verbose { info() } else { HashMap::new() }
+}
+
 /// `info` of a pod. `pid` is the VMM's on this host, 0 when it does not run: it is fed to tools that enter namespaces, for
 /// which a number of the guest would be somebody else's.
 pub(super) fn pod(pod: &Pod) -> HashMap<String, String> {

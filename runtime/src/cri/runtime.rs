@@ -1,28 +1,26 @@
 //! RuntimeService.
 
-use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc};
+use std::sync::Arc;
 
 #[allow(clippy::wildcard_imports, reason = "requests and answers of all 37 calls")]
-use bulkhead_proto::cri::{self, runtime_service_server::RuntimeService, *};
+use bulkhead_proto::cri::{runtime_service_server::RuntimeService, *};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Response, Status};
-use tracing::{Instrument, Span};
+use tonic::{Request, Response, Status};
 
 use super::{
-    API_VERSION, KUBE_API_VERSION, RUNTIME_NAME, answers,
+    answers,
     error::Failure,
     events::{self, EventStream},
-    filter, info, metrics,
+    handler::{absent, answer, container, detached, known, pod},
+    info, lists, metrics,
     parts::{self, Parts},
-    stats,
+    stats, status,
 };
 use crate::{
-    check,
-    container::{self, Container, ContainerError},
+    container::{self, ContainerError},
     daemon::Daemon,
     refusal::Refusal,
-    sandbox::{self, Pod, PodError},
-    table::{LookupError, Table},
+    sandbox::{self, PodError},
 };
 
 /// The service, on a daemon.
@@ -34,53 +32,6 @@ pub(super) struct RuntimeHandlers {
 impl RuntimeHandlers {
     pub(super) fn new(daemon: Arc<Daemon>) -> Self {
         Self { daemon }
-    }
-
-    /// The pod that a call is about.
-    fn pod(&self, id: &str) -> Result<Arc<Pod>, Failure> {
-        let pod = find(&self.daemon.pods, id, "pod_sandbox_id", |error| {
-            PodError::Lookup(error).into()
-        })?;
-        Span::current().record("pod", &pod.id);
-        Ok(pod)
-    }
-
-    /// The container that a call is about.
-    fn container(&self, id: &str) -> Result<Arc<Container>, Failure> {
-        let container = find(&self.daemon.containers, id, "container_id", |error| {
-            ContainerError::Lookup(error).into()
-        })?;
-        Span::current()
-            .record("pod", &container.pod_id)
-            .record("container", &container.id);
-        Ok(container)
-    }
-
-    /// The pods of a list that `filter` lets pass.
-    fn pods_asked_for(&self, filter: Option<&PodSandboxFilter>) -> Vec<PodSandbox> {
-        let pods = self.daemon.pods.all();
-        let asked = pods
-            .iter()
-            .filter(|pod| filter::pod(filter, &pod.id, answers::pod_state(pod), &pod.config.labels));
-        asked.map(|pod| answers::pod_item(pod)).collect()
-    }
-
-    /// The containers of a list that `filter` lets pass.
-    fn containers_asked_for(&self, filter: Option<&ContainerFilter>) -> Vec<cri::Container> {
-        let containers = self.daemon.containers.all();
-        let asked = containers.iter().filter(|container| {
-            let state = answers::container_state(container.phase());
-            filter::container(
-                filter,
-                &container.id,
-                &container.pod_id,
-                state,
-                &container.config.labels,
-            )
-        });
-        asked
-            .map(|container| answers::container_item(container))
-            .collect()
     }
 }
 
@@ -94,67 +45,19 @@ impl RuntimeService for RuntimeHandlers {
     type StreamPodSandboxMetricsStream = Parts<StreamPodSandboxMetricsResponse>;
 
     async fn version(&self, _: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
-        Ok(Response::new(VersionResponse {
-            version: KUBE_API_VERSION.to_owned(),
-            runtime_name: RUNTIME_NAME.to_owned(),
-            runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
-            runtime_api_version: API_VERSION.to_owned(),
-        }))
+        Ok(Response::new(status::version()))
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let daemon = Arc::clone(&self.daemon);
-        let problem = tokio::task::spawn_blocking(move || check::first_problem(&daemon.config.vm)).await;
-        let problem = problem.unwrap_or_else(|panic| Some(panic.to_string()));
-        let condition = |kind: &str, problem: Option<String>, reason: &str| RuntimeCondition {
-            r#type: kind.to_owned(),
-            status: problem.is_none(),
-            reason: if problem.is_some() {
-                reason.to_owned()
-            } else {
-                String::new()
-            },
-            message: problem.unwrap_or_default(),
-        };
-        let network = self.daemon.network.readiness().err();
-        let handlers = std::iter::once("").chain(self.daemon.config.handlers.keys().map(String::as_str));
-        Ok(Response::new(StatusResponse {
-            status: Some(RuntimeStatus {
-                conditions: vec![
-                    condition("RuntimeReady", problem, "HostNotReady"),
-                    condition("NetworkReady", network, "NetworkPluginNotReady"),
-                ],
-            }),
-            info: if request.get_ref().verbose {
-                info::runtime(&self.daemon)
-            } else {
-                HashMap::new()
-            },
-            runtime_handlers: handlers
-                .map(|name| RuntimeHandler {
-                    name: name.to_owned(),
-                    features: Some(RuntimeHandlerFeatures {
-                        recursive_read_only_mounts: false,
-                        user_namespaces: false,
-                    }),
-                })
-                .collect(),
-            features: Some(RuntimeFeatures {
-                supplemental_groups_policy: true,
-                user_namespaces_host_network: false,
-                mount_options: false,
-            }),
-        }))
+        let answer = status::status(&self.daemon, request.get_ref().verbose).await;
+        Ok(Response::new(answer))
     }
 
     async fn runtime_config(
         &self,
         _: Request<RuntimeConfigRequest>,
     ) -> Result<Response<RuntimeConfigResponse>, Status> {
-        let linux = LinuxRuntimeConfiguration {
-            cgroup_driver: CgroupDriver::Cgroupfs.into(),
-        };
-        Ok(Response::new(RuntimeConfigResponse { linux: Some(linux) }))
+        Ok(Response::new(status::runtime_config()))
     }
 
     async fn run_pod_sandbox(
@@ -170,8 +73,7 @@ impl RuntimeService for RuntimeHandlers {
             // A client that goes away drops this future, and with it the guard: what was made is undone.
             let cancelled = CancellationToken::new();
             let guard = cancelled.clone().drop_guard();
-            let daemon = Arc::clone(&self.daemon);
-            let made = detached(PodError::Interrupted, async move {
+            let made = detached(&self.daemon, PodError::Interrupted, |daemon| async move {
                 sandbox::run::run(&daemon, config, runtime_handler, cancelled).await
             });
             let pod_sandbox_id = made.await?;
@@ -186,9 +88,8 @@ impl RuntimeService for RuntimeHandlers {
         request: Request<StopPodSandboxRequest>,
     ) -> Result<Response<StopPodSandboxResponse>, Status> {
         answer("StopPodSandbox", async {
-            if let Some(pod) = known(self.pod(&request.into_inner().pod_sandbox_id))? {
-                let daemon = Arc::clone(&self.daemon);
-                detached(PodError::Interrupted, async move {
+            if let Some(pod) = known(pod(&self.daemon, &request.into_inner().pod_sandbox_id))? {
+                detached(&self.daemon, PodError::Interrupted, |daemon| async move {
                     sandbox::stop::stop(&daemon, &pod).await
                 })
                 .await?;
@@ -203,9 +104,8 @@ impl RuntimeService for RuntimeHandlers {
         request: Request<RemovePodSandboxRequest>,
     ) -> Result<Response<RemovePodSandboxResponse>, Status> {
         answer("RemovePodSandbox", async {
-            if let Some(pod) = known(self.pod(&request.into_inner().pod_sandbox_id))? {
-                let daemon = Arc::clone(&self.daemon);
-                detached(PodError::Interrupted, async move {
+            if let Some(pod) = known(pod(&self.daemon, &request.into_inner().pod_sandbox_id))? {
+                detached(&self.daemon, PodError::Interrupted, |daemon| async move {
                     sandbox::stop::remove(&daemon, &pod).await
                 })
                 .await?;
@@ -221,17 +121,13 @@ impl RuntimeService for RuntimeHandlers {
     ) -> Result<Response<PodSandboxStatusResponse>, Status> {
         answer("PodSandboxStatus", async {
             let request = request.into_inner();
-            let pod = self.pod(&request.pod_sandbox_id)?;
+            let pod = pod(&self.daemon, &request.pod_sandbox_id)?;
             // Before the states are read: an event of a later change must not look older than this answer.
             let timestamp = self.daemon.events.now_ns();
             let containers = self.daemon.containers_of(&pod.id);
             Ok(PodSandboxStatusResponse {
                 status: Some(answers::pod_status(&pod)),
-                info: if request.verbose {
-                    info::pod(&pod)
-                } else {
-                    HashMap::new()
-                },
+                info: info::if_asked(request.verbose, || info::pod(&pod)),
                 containers_statuses: containers
                     .iter()
                     .map(|container| answers::container_status(container))
@@ -246,7 +142,7 @@ impl RuntimeService for RuntimeHandlers {
         &self,
         request: Request<ListPodSandboxRequest>,
     ) -> Result<Response<ListPodSandboxResponse>, Status> {
-        let items = self.pods_asked_for(request.into_inner().filter.as_ref());
+        let items = lists::pods(&self.daemon, request.into_inner().filter.as_ref());
         Ok(Response::new(ListPodSandboxResponse { items }))
     }
 
@@ -261,9 +157,8 @@ impl RuntimeService for RuntimeHandlers {
                 sandbox_config: _,
             } = request.into_inner();
             let config = config.ok_or_else(|| Refusal::invalid("config", "it is missing"))?;
-            let pod = self.pod(&pod_sandbox_id)?;
-            let daemon = Arc::clone(&self.daemon);
-            let made = detached(ContainerError::Interrupted, async move {
+            let pod = pod(&self.daemon, &pod_sandbox_id)?;
+            let made = detached(&self.daemon, ContainerError::Interrupted, |daemon| async move {
                 container::create::create(&daemon, &pod, config).await
             });
             Ok(CreateContainerResponse {
@@ -278,9 +173,8 @@ impl RuntimeService for RuntimeHandlers {
         request: Request<StartContainerRequest>,
     ) -> Result<Response<StartContainerResponse>, Status> {
         answer("StartContainer", async {
-            let container = self.container(&request.into_inner().container_id)?;
-            let daemon = Arc::clone(&self.daemon);
-            let started = detached(ContainerError::Interrupted, async move {
+            let container = container(&self.daemon, &request.into_inner().container_id)?;
+            let started = detached(&self.daemon, ContainerError::Interrupted, |daemon| async move {
                 container::start::start(&daemon, &container).await
             });
             started.await?;
@@ -298,9 +192,8 @@ impl RuntimeService for RuntimeHandlers {
                 container_id,
                 timeout,
             } = request.into_inner();
-            if let Some(container) = known(self.container(&container_id))? {
-                let daemon = Arc::clone(&self.daemon);
-                let stopped = detached(ContainerError::Interrupted, async move {
+            if let Some(container) = known(container(&self.daemon, &container_id))? {
+                let stopped = detached(&self.daemon, ContainerError::Interrupted, |daemon| async move {
                     container::stop::stop(&daemon, &container, timeout).await
                 });
                 stopped.await?;
@@ -315,9 +208,8 @@ impl RuntimeService for RuntimeHandlers {
         request: Request<RemoveContainerRequest>,
     ) -> Result<Response<RemoveContainerResponse>, Status> {
         answer("RemoveContainer", async {
-            if let Some(container) = known(self.container(&request.into_inner().container_id))? {
-                let daemon = Arc::clone(&self.daemon);
-                let removed = detached(ContainerError::Interrupted, async move {
+            if let Some(container) = known(container(&self.daemon, &request.into_inner().container_id))? {
+                let removed = detached(&self.daemon, ContainerError::Interrupted, |daemon| async move {
                     container::remove::remove(&daemon, &container).await
                 });
                 removed.await?;
@@ -331,7 +223,7 @@ impl RuntimeService for RuntimeHandlers {
         &self,
         request: Request<ListContainersRequest>,
     ) -> Result<Response<ListContainersResponse>, Status> {
-        let containers = self.containers_asked_for(request.into_inner().filter.as_ref());
+        let containers = lists::containers(&self.daemon, request.into_inner().filter.as_ref());
         Ok(Response::new(ListContainersResponse { containers }))
     }
 
@@ -341,14 +233,10 @@ impl RuntimeService for RuntimeHandlers {
     ) -> Result<Response<ContainerStatusResponse>, Status> {
         answer("ContainerStatus", async {
             let request = request.into_inner();
-            let container = self.container(&request.container_id)?;
+            let container = container(&self.daemon, &request.container_id)?;
             Ok(ContainerStatusResponse {
                 status: Some(answers::container_status(&container)),
-                info: if request.verbose {
-                    info::container(&self.daemon, &container)
-                } else {
-                    HashMap::new()
-                },
+                info: info::if_asked(request.verbose, || info::container(&self.daemon, &container)),
             })
         })
         .await
@@ -359,7 +247,7 @@ impl RuntimeService for RuntimeHandlers {
         request: Request<ReopenContainerLogRequest>,
     ) -> Result<Response<ReopenContainerLogResponse>, Status> {
         answer("ReopenContainerLog", async {
-            let container = self.container(&request.into_inner().container_id)?;
+            let container = container(&self.daemon, &request.into_inner().container_id)?;
             container.reopen_log().await?;
             Ok(ReopenContainerLogResponse {})
         })
@@ -376,7 +264,7 @@ impl RuntimeService for RuntimeHandlers {
                 cmd,
                 timeout,
             } = request.into_inner();
-            let container = self.container(&container_id)?;
+            let container = container(&self.daemon, &container_id)?;
             // Not detached: a client that goes away ends its command.
             Ok(container::exec::exec_sync(&self.daemon, &container, cmd, timeout).await?)
         })
@@ -387,7 +275,7 @@ impl RuntimeService for RuntimeHandlers {
         &self,
         request: Request<StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        let pods = self.pods_asked_for(request.into_inner().filter.as_ref());
+        let pods = lists::pods(&self.daemon, request.into_inner().filter.as_ref());
         Ok(parts::stream(pods, |pod_sandboxes| StreamPodSandboxesResponse {
             pod_sandboxes,
         }))
@@ -397,7 +285,7 @@ impl RuntimeService for RuntimeHandlers {
         &self,
         request: Request<StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        let containers = self.containers_asked_for(request.into_inner().filter.as_ref());
+        let containers = lists::containers(&self.daemon, request.into_inner().filter.as_ref());
         Ok(parts::stream(containers, |containers| StreamContainersResponse {
             containers,
         }))
@@ -414,10 +302,9 @@ impl RuntimeService for RuntimeHandlers {
                 windows: _,
                 annotations: _,
             } = request.into_inner();
-            let container = self.container(&container_id)?;
+            let container = container(&self.daemon, &container_id)?;
             let limits = linux.ok_or_else(|| Refusal::invalid("linux", "it is missing"))?;
-            let daemon = Arc::clone(&self.daemon);
-            let updated = detached(ContainerError::Interrupted, async move {
+            let updated = detached(&self.daemon, ContainerError::Interrupted, |daemon| async move {
                 container::update::update(&daemon, &container, limits).await
             });
             updated.await?;
@@ -429,7 +316,7 @@ impl RuntimeService for RuntimeHandlers {
     async fn exec(&self, request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
         answer("Exec", async {
             let request = request.into_inner();
-            let container = self.container(&request.container_id)?;
+            let container = container(&self.daemon, &request.container_id)?;
             let job = container::exec_stream::job(&self.daemon, &container, request)?;
             let url = self.daemon.streaming.offer(job)?;
             Ok(ExecResponse { url })
@@ -440,7 +327,7 @@ impl RuntimeService for RuntimeHandlers {
     async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
         answer("Attach", async {
             let request = request.into_inner();
-            let container = self.container(&request.container_id)?;
+            let container = container(&self.daemon, &request.container_id)?;
             let job = container::attach::job(&self.daemon, &container, &request)?;
             let url = self.daemon.streaming.offer(job)?;
             Ok(AttachResponse { url })
@@ -454,7 +341,7 @@ impl RuntimeService for RuntimeHandlers {
     ) -> Result<Response<PortForwardResponse>, Status> {
         answer("PortForward", async {
             let request = request.into_inner();
-            let pod = self.pod(&request.pod_sandbox_id)?;
+            let pod = pod(&self.daemon, &request.pod_sandbox_id)?;
             let job = sandbox::port_forward::job(&pod, &request.port)?;
             let url = self.daemon.streaming.offer(job)?;
             Ok(PortForwardResponse { url })
@@ -467,7 +354,7 @@ impl RuntimeService for RuntimeHandlers {
         request: Request<ContainerStatsRequest>,
     ) -> Result<Response<ContainerStatsResponse>, Status> {
         answer("ContainerStats", async {
-            let container = self.container(&request.into_inner().container_id)?;
+            let container = container(&self.daemon, &request.into_inner().container_id)?;
             let stats = stats::of_container(&self.daemon, &container).await?;
             Ok(ContainerStatsResponse { stats: Some(stats) })
         })
@@ -497,7 +384,7 @@ impl RuntimeService for RuntimeHandlers {
         request: Request<PodSandboxStatsRequest>,
     ) -> Result<Response<PodSandboxStatsResponse>, Status> {
         answer("PodSandboxStats", async {
-            let pod = self.pod(&request.into_inner().pod_sandbox_id)?;
+            let pod = pod(&self.daemon, &request.into_inner().pod_sandbox_id)?;
             let stats = stats::of_pod(&self.daemon, &pod).await?;
             Ok(PodSandboxStatsResponse { stats: Some(stats) })
         })
@@ -601,56 +488,4 @@ impl RuntimeService for RuntimeHandlers {
     ) -> Result<Response<UpdatePodSandboxResourcesResponse>, Status> {
         absent("UpdatePodSandboxResources")
     }
-}
-
-/// Runs a handler and tells the log of a failure.
-pub(super) async fn answer<T>(
-    call: &'static str,
-    work: impl Future<Output = Result<T, Failure>>,
-) -> Result<Response<T>, Status> {
-    // Large futures are kept off the stack of the task.
-    let work: Pin<Box<_>> = Box::pin(work);
-    work.await.map(Response::new).map_err(|failure| {
-        let status = failure.into_status();
-        if status.code() == Code::NotFound {
-            tracing::debug!(call, error = status.message(), "refused");
-        } else {
-            tracing::warn!(call, code = ?status.code(), error = status.message(), "refused or failed");
-        }
-        status
-    })
-}
-
-/// Runs an operation to its end, whatever becomes of the client: none is left half done.
-fn detached<T: Send + 'static, E: Send + 'static>(
-    interrupted: E,
-    work: impl Future<Output = Result<T, E>> + Send + 'static,
-) -> impl Future<Output = Result<T, E>> + Send {
-    let running = tokio::spawn(work.in_current_span());
-    async { running.await.unwrap_or(Err(interrupted)) }
-}
-
-fn find<T>(
-    table: &Table<T>,
-    id: &str,
-    field: &str,
-    unknown: impl Fn(LookupError) -> Failure,
-) -> Result<Arc<T>, Failure> {
-    table.find(id).map_err(|error| match error {
-        LookupError::Empty => Refusal::invalid(field, "it is empty").into(),
-        error => unknown(error),
-    })
-}
-
-/// For calls that are done when the object is not there.
-fn known<T>(found: Result<T, Failure>) -> Result<Option<T>, Failure> {
-    match found {
-        Ok(object) => Ok(Some(object)),
-        Err(failure) if failure.is_not_found() => Ok(None),
-        Err(failure) => Err(failure),
-    }
-}
-
-fn absent<T>(call: &'static str) -> Result<T, Status> {
-    Err(Failure::unimplemented(call).into_status())
 }
