@@ -20,6 +20,7 @@ mod events;
 mod fuzzed;
 mod kills;
 mod logs;
+mod metrics;
 mod node;
 mod observe;
 mod pods;
