@@ -10,7 +10,11 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use tokio::sync::mpsc::{self, error::TryRecvError};
+use prost::Message;
+use tokio::sync::{
+    OwnedSemaphorePermit, Semaphore,
+    mpsc::{self, error::TryRecvError},
+};
 
 use crate::{
     container::{Container, ContainerState},
@@ -19,9 +23,13 @@ use crate::{
     sandbox::{Pod, PodState},
 };
 
-/// Events that wait for a listener that is slow. Each holds the states of a pod's containers, some 300 bytes for each, and
-/// shares everything else.
+/// Events that wait for a listener that is slow.
 pub const QUEUE: usize = 1000;
+
+/// Bytes that they hold, in MiB. What is shared with the daemon's own tables does not count for as long as it is there, but a
+/// waiting event keeps what has been removed: so each counts the configuration of what it is about, of which all that is
+/// removed has an event.
+pub const QUEUE_MIB: usize = 64;
 
 /// Listeners at one time.
 pub const LISTENERS: usize = 64;
@@ -61,6 +69,8 @@ pub struct Event {
     pub pod: Option<(Arc<Pod>, PodState)>,
     /// The containers of the pod that are still listed.
     pub containers: Vec<(Arc<Container>, ContainerState)>,
+    /// What it takes while it waits, in bytes.
+    held: usize,
 }
 
 /// Tells of changes.
@@ -78,7 +88,8 @@ struct Inner {
 
 #[derive(Debug)]
 struct Listener {
-    queue: mpsc::Sender<Arc<Event>>,
+    queue: mpsc::Sender<Waiting>,
+    room: Arc<Semaphore>,
     lost: Arc<AtomicU64>,
 }
 
@@ -90,15 +101,18 @@ pub struct TooManyListeners;
 /// A listener has missed events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0} events were not read in time and are lost: at most {QUEUE} wait for a slow reader; call again, then list pods and \
-     containers to see what they are now"
+    "{0} events were not read in time and are lost: at most {QUEUE}, and {QUEUE_MIB} MiB of them, wait for a slow reader; call \
+     again, then list pods and containers to see what they are now"
 )]
 pub struct Missed(pub u64);
+
+/// An event in a queue, and its room there.
+type Waiting = (Arc<Event>, OwnedSemaphorePermit);
 
 /// The events from when it was made on.
 #[derive(Debug)]
 pub struct Listening {
-    queue: mpsc::Receiver<Arc<Event>>,
+    queue: mpsc::Receiver<Waiting>,
     lost: Arc<AtomicU64>,
 }
 
@@ -131,6 +145,7 @@ impl Events {
         if !inner.closed {
             inner.listeners.push(Listener {
                 queue: sender,
+                room: Arc::new(Semaphore::new(QUEUE_MIB << 20)),
                 lost: Arc::clone(&lost),
             });
         }
@@ -164,10 +179,23 @@ impl Inner {
         for listener in &self.listeners {
             // What comes behind a gap is of no use.
             let missed_some = listener.lost.load(Ordering::Acquire) > 0;
-            if missed_some || listener.queue.try_send(Arc::clone(event)).is_err() {
+            if missed_some || !listener.take(event) {
                 listener.lost.fetch_add(1, Ordering::AcqRel);
             }
         }
+    }
+}
+
+impl Listener {
+    /// Queues an event; says whether there was room.
+    fn take(&self, event: &Arc<Event>) -> bool {
+        // One that is larger than a queue still has room in an empty one.
+        let bytes = event.held.min(QUEUE_MIB << 20);
+        let room = u32::try_from(bytes).map(|bytes| Arc::clone(&self.room).try_acquire_many_owned(bytes));
+        let Ok(Ok(room)) = room else {
+            return false;
+        };
+        self.queue.try_send((Arc::clone(event), room)).is_ok()
     }
 }
 
@@ -181,10 +209,10 @@ impl Listening {
         // Looked at first: where some were lost before, nothing more comes into the queue, and an empty one has been read.
         let missed_some = self.lost.load(Ordering::Acquire) > 0;
         match self.queue.try_recv() {
-            Ok(event) => Some(Ok(event)),
+            Ok((event, _room)) => Some(Ok(event)),
             Err(TryRecvError::Disconnected) => None,
             Err(TryRecvError::Empty) if missed_some => Some(Err(Missed(self.lost.load(Ordering::Acquire)))),
-            Err(TryRecvError::Empty) => self.queue.recv().await.map(Ok),
+            Err(TryRecvError::Empty) => self.queue.recv().await.map(|(event, _room)| Ok(event)),
         }
     }
 }
@@ -193,6 +221,10 @@ fn event(daemon: &Daemon, subject: Subject<'_>, change: Change, at_ns: i64) -> E
     let (id, pod) = match subject {
         Subject::Pod(pod) => (&pod.id, Some(Arc::clone(pod))),
         Subject::Container(container) => (&container.id, daemon.pods.find(&container.pod_id).ok()),
+    };
+    let config = match subject {
+        Subject::Pod(pod) => pod.config.encoded_len(),
+        Subject::Container(container) => container.config.encoded_len(),
     };
     let containers = match &pod {
         Some(pod) => daemon.containers_of(&pod.id),
@@ -203,21 +235,26 @@ fn event(daemon: &Daemon, subject: Subject<'_>, change: Change, at_ns: i64) -> E
         machine: None,
         ..pod.state()
     };
+    let containers: Vec<_> = containers
+        .into_iter()
+        .map(|container| {
+            let state = container.state();
+            (container, state)
+        })
+        .collect();
+    let states = containers.iter().map(|(_, state)| {
+        size_of::<(Arc<Container>, ContainerState)>() + state.reason.len() + state.message.len()
+    });
     Event {
         change,
         id: id.clone(),
         at_ns,
+        held: size_of::<Event>() + config + states.sum::<usize>(),
         pod: pod.map(|pod| {
             let state = state_of(&pod);
             (pod, state)
         }),
-        containers: containers
-            .into_iter()
-            .map(|container| {
-                let state = container.state();
-                (container, state)
-            })
-            .collect(),
+        containers,
     }
 }
 
@@ -226,13 +263,40 @@ mod tests {
     use super::*;
 
     fn numbered(id: usize) -> Arc<Event> {
+        of_size(id, 100)
+    }
+
+    fn of_size(id: usize, held: usize) -> Arc<Event> {
         Arc::new(Event {
             change: Change::Created,
             id: id.to_string(),
             at_ns: 0,
             pod: None,
             containers: Vec::new(),
+            held,
         })
+    }
+
+    #[tokio::test]
+    async fn events_that_hold_much_fill_a_queue_sooner() {
+        let events = Events::default();
+        let mut slow = events.listen().unwrap();
+        let mut quick = events.listen().unwrap();
+        let third = (QUEUE_MIB << 20) / 3;
+        for id in 0..4 {
+            events.locked().tell(&of_size(id, third));
+            assert_eq!(quick.next().await.unwrap().unwrap().id, id.to_string());
+        }
+        for id in 0..3 {
+            assert_eq!(slow.next().await.unwrap().unwrap().id, id.to_string());
+        }
+        assert_eq!(slow.next().await.unwrap().unwrap_err(), Missed(1));
+        events.locked().tell(&of_size(4, usize::MAX));
+        assert_eq!(
+            quick.next().await.unwrap().unwrap().id,
+            "4",
+            "it has all the room"
+        );
     }
 
     #[tokio::test]
