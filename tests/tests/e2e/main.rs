@@ -9,6 +9,7 @@ mod bad_images;
 mod crashes;
 mod crictl;
 mod critest;
+mod events;
 mod exec;
 mod exits;
 mod image_volumes;
