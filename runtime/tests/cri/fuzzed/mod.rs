@@ -34,9 +34,9 @@ const OF_A_VICTIM: usize = 30;
 /// How long a call may take; those that wait for something (a stop, a command, events) are given up then.
 const CALL: Duration = Duration::from_millis(1500);
 
-/// What the daemon may hold more after the last round than after the second, when what is made once is there: half of it is
-/// seen for its threads and the store's cache, and a single request may have more than that.
-const GROWTH_BYTES: u64 = 1 << 20;
+/// What the daemon may hold more after the last round than after the second, when what is made once is there: less than half of
+/// it is seen, for its threads and the store's cache, and a single request may have more.
+const GROWTH_BYTES: u64 = 3 << 19;
 
 /// What its resident memory may be then, free parts of its heaps with it: that of so many of the largest requests that it takes.
 const RESIDENT_BYTES: u64 = TOGETHER as u64 * (16 << 20);
