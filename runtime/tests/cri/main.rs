@@ -14,6 +14,7 @@
 )]
 #![allow(unsafe_code, reason = "the double takes the descriptors it was started with")]
 
+mod admin;
 mod containers;
 mod double;
 mod events;
