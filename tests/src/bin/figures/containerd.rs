@@ -15,8 +15,6 @@ use bulkhead_proto::cri::VersionRequest;
 use bulkhead_tests::{Cri, Environment};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::run::run;
-
 /// What figures call it.
 pub const PEER: &str = "containerd + runc";
 
@@ -43,17 +41,7 @@ impl Containerd {
             .tempdir_in("/var/tmp")?;
         let config = directory.path().join("config.toml");
         fs::write(&config, configuration(directory.path()))?;
-        let hosts = directory.path().join("certs.d");
-        run(
-            "cp",
-            &["-r", NODE_HOSTS, hosts.to_str().context("a path in UTF-8")?],
-        )?;
-        let registry = &Environment::get().registry;
-        fs::create_dir_all(hosts.join(registry))?;
-        fs::write(
-            hosts.join(registry).join("hosts.toml"),
-            format!("server = \"http://{registry}\"\n"),
-        )?;
+        write_hosts(&directory.path().join("certs.d"))?;
         let log = File::create(directory.path().join("log"))?;
         let process = Command::new("containerd")
             .arg("--config")
@@ -127,6 +115,33 @@ impl Drop for Containerd {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// Configures the registries that the node has mirrors of, and its own. A file without a table of hosts, as the node has them,
+/// is none for containerd 1.6.
+fn write_hosts(directory: &Path) -> Result<()> {
+    let mut servers = vec![(
+        Environment::get().registry.clone(),
+        format!("http://{}", Environment::get().registry),
+    )];
+    for registry in fs::read_dir(NODE_HOSTS).context(NODE_HOSTS)? {
+        let registry = registry?;
+        let hosts: toml::Table = fs::read_to_string(registry.path().join("hosts.toml"))?.parse()?;
+        let server = hosts.get("server").and_then(toml::Value::as_str);
+        let server = server.with_context(|| format!("{} names no server", registry.path().display()))?;
+        servers.push((
+            registry.file_name().to_string_lossy().into_owned(),
+            server.to_owned(),
+        ));
+    }
+    for (registry, server) in servers {
+        fs::create_dir_all(directory.join(&registry))?;
+        fs::write(
+            directory.join(&registry).join("hosts.toml"),
+            format!("[host.\"{server}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"),
+        )?;
+    }
+    Ok(())
 }
 
 fn configuration(directory: &Path) -> String {
