@@ -104,11 +104,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 tracing::warn!(%error, "systemd cannot be told that the daemon is up");
             }
         };
-        let served = serve(Arc::clone(&daemon), ready, end).await;
-        // Also where serving has failed: giving leases back must not take layers from machines that go on.
-        daemon.images.close().await;
-        daemon.streaming.close().await;
-        Ok(served?)
+        Ok(serve(daemon, ready, end).await?)
     });
     if let Some(traces) = traces {
         traces.close();

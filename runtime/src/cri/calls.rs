@@ -1,18 +1,20 @@
-//! What every call gets, whichever it is: its client's deadline, a span for the log and for traces, a place in the figures.
+//! What every call gets, whichever it is: its client's deadline, an end with the daemon, a span for the log and for traces, a place in the figures.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Request, Response};
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, body::Body};
 use tower::Service;
 use tracing::{Instrument, Span, field::Empty};
 
 use crate::observe::{metrics::Metrics, traces};
 
-/// Serves requests by `inner`, and does here what all have in common.
+/// Serves requests by `inner`, and does here what all have in common. Calls that are under way when `end` comes are broken off.
 pub(super) fn around<S>(
     inner: S,
     metrics: Arc<Metrics>,
+    end: CancellationToken,
 ) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send>
 + Clone
 + Send
@@ -24,7 +26,7 @@ where
         + 'static,
 {
     tower::service_fn(move |request: Request<Body>| {
-        let (inner, metrics) = (inner.clone(), Arc::clone(&metrics));
+        let (inner, metrics, end) = (inner.clone(), Arc::clone(&metrics), end.clone());
         // Made here and not in the future: so it is over before the transport's own, which begins later and would answer
         // Cancelled, a code that says that the client did it.
         let deadline = timeout(request.headers()).map(|time| (time, tokio::time::sleep(time)));
@@ -45,7 +47,7 @@ where
             otel.status_code = Empty,
         );
         traces::follow(&span, request.headers());
-        answered(inner, request, call, deadline, metrics).instrument(span)
+        answered(inner, request, call, deadline, end, metrics).instrument(span)
     })
 }
 
@@ -54,6 +56,7 @@ async fn answered<S>(
     request: Request<Body>,
     call: String,
     deadline: Option<(Duration, tokio::time::Sleep)>,
+    end: CancellationToken,
     metrics: Arc<Metrics>,
 ) -> Result<Response<Body>, Infallible>
 where
@@ -61,13 +64,20 @@ where
 {
     let timer = metrics.call(&call);
     let answer = inner.call(request);
-    let response = match deadline {
-        None => answer.await?,
-        Some((time, over)) => tokio::select! {
-            biased;
-            response = answer => response?,
-            () = over => late(&call, time).into_http(),
-        },
+    let late = async {
+        match deadline {
+            Some((time, over)) => {
+                over.await;
+                late(&call, time)
+            }
+            None => std::future::pending().await,
+        }
+    };
+    let response = tokio::select! {
+        biased;
+        response = answer => response?,
+        status = late => status.into_http(),
+        () = end.cancelled() => broken_off(&call).into_http(),
     };
     let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
     if code != Code::Ok {
@@ -81,6 +91,12 @@ where
 fn late(call: &str, time: Duration) -> Status {
     Status::deadline_exceeded(format!(
         "{call} was not done within the {time:?} that its client gave it; give it more (crictl --timeout, the kubelet's runtimeRequestTimeout)"
+    ))
+}
+
+fn broken_off(call: &str) -> Status {
+    Status::unavailable(format!(
+        "{call} was broken off because the daemon ends; call again when it is back"
     ))
 }
 
@@ -118,7 +134,8 @@ mod tests {
             .header("grpc-timeout", timeout)
             .body(Body::empty())
             .unwrap();
-        let response = around(second, Arc::clone(metrics)).call(request).await.unwrap();
+        let mut around = around(second, Arc::clone(metrics), CancellationToken::new());
+        let response = around.call(request).await.unwrap();
         Status::from_header_map(response.headers()).unwrap()
     }
 

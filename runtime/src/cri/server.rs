@@ -6,6 +6,7 @@ use bulkhead_proto::cri::{
     image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer,
 };
 use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, server::NamedService, transport::Server};
 use tower::Service;
 
@@ -34,7 +35,11 @@ pub enum ServeError {
     Transport(#[from] tonic::transport::Error),
 }
 
-/// Opens the socket and serves until `end`. `ready` is called when clients can connect.
+/// How long clients may take to read that their calls are broken off.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Opens the socket and serves until `end`. `ready` is called when clients can connect. Then all that ends with the daemon is
+/// ended: calls, pulls, sessions and their commands. Pods go on.
 ///
 /// # Errors
 ///
@@ -44,12 +49,25 @@ pub async fn serve(
     ready: impl FnOnce(),
     end: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    let served = serve_calls(&daemon, ready, end).await;
+    // Also where serving has failed: giving leases back must not take layers from machines that go on.
+    daemon.images.close().await;
+    // Behind the calls: what is left to do of theirs is waited for here.
+    daemon.streaming.close().await;
+    served
+}
+
+async fn serve_calls(
+    daemon: &Arc<Daemon>,
+    ready: impl FnOnce(),
+    end: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
     let path = daemon.config.cri.socket.clone();
     let listener = listener::listen(&path)?;
-    let runtime = RuntimeServiceServer::new(RuntimeHandlers::new(Arc::clone(&daemon)))
+    let runtime = RuntimeServiceServer::new(RuntimeHandlers::new(Arc::clone(daemon)))
         .max_decoding_message_size(REQUEST_BYTES)
         .max_encoding_message_size(ANSWER_BYTES);
-    let images = ImageServiceServer::new(ImageHandlers::new(Arc::clone(&daemon)))
+    let images = ImageServiceServer::new(ImageHandlers::new(Arc::clone(daemon)))
         .max_decoding_message_size(REQUEST_BYTES)
         .max_encoding_message_size(ANSWER_BYTES);
     tracing::info!(socket = %path.display(), pods = daemon.pods.all().len(), "serving CRI");
@@ -60,7 +78,12 @@ pub async fn serve(
     let leaving = async {
         let _ = leaving.await;
     };
-    let service = calls::around(route(runtime, images), Arc::clone(&daemon.metrics));
+    let break_off = CancellationToken::new();
+    let service = calls::around(
+        route(runtime, images),
+        Arc::clone(&daemon.metrics),
+        break_off.clone(),
+    );
     let server = Server::builder().serve_with_incoming_shutdown(service, incoming, leaving);
     tokio::pin!(server);
     tokio::select! {
@@ -71,9 +94,11 @@ pub async fn serve(
     let _ = leave.send(());
     daemon.events.close();
     // Pulls may take for ever: they are given up at once, so that their clients still get an answer.
-    let (ended, ()) = tokio::join!(tokio::time::timeout(FAREWELL, server), daemon.images.close());
+    let (ended, ()) = tokio::join!(tokio::time::timeout(FAREWELL, &mut server), daemon.images.close());
     if ended.is_err() {
         tracing::info!("calls that were under way are broken off");
+        break_off.cancel();
+        let _ended_or_not = tokio::time::timeout(LAST_WORDS, server).await;
     }
     Ok(())
 }

@@ -25,7 +25,7 @@ use bulkhead_runtime::{
     sandbox::host::Host,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::UnixStream, runtime::Runtime};
+use tokio::{net::UnixStream, runtime::Runtime, sync::Notify, task::JoinHandle};
 use tonic::{
     Status, Streaming,
     transport::{Channel, Endpoint},
@@ -84,12 +84,21 @@ impl Host for FakeHost {
     }
 }
 
+/// A daemon that serves.
+struct Serving {
+    runtime: Runtime,
+    images: Arc<ImageStore>,
+    /// Asks it to end.
+    end: Arc<Notify>,
+    served: JoinHandle<()>,
+}
+
 /// A node. Its client's calls block.
 pub struct Node {
     pub directory: tempfile::TempDir,
     pub host: Arc<FakeHost>,
     pub config: Config,
-    daemon: Option<(Runtime, Arc<ImageStore>)>,
+    daemon: Option<Serving>,
     client: Runtime,
     pub channel: Channel,
     metrics_address: Option<SocketAddr>,
@@ -179,12 +188,19 @@ impl Node {
         self.metrics_address = Some(endpoint.address().unwrap());
         runtime.spawn(endpoint.serve());
         let (ready, is_ready) = std::sync::mpsc::channel();
-        runtime.spawn(async move {
+        let end = Arc::new(Notify::new());
+        let asked = Arc::clone(&end);
+        let served = runtime.spawn(async move {
             let told = || ready.send(()).unwrap();
-            serve(daemon, told, std::future::pending()).await.unwrap();
+            serve(daemon, told, asked.notified()).await.unwrap();
         });
         is_ready.recv_timeout(PATIENCE).unwrap();
-        self.daemon = Some((runtime, images));
+        self.daemon = Some(Serving {
+            runtime,
+            images,
+            end,
+            served,
+        });
     }
 
     /// Where the daemon tells Prometheus its figures.
@@ -206,10 +222,23 @@ impl Node {
 
     /// Ends the daemon at once: nothing it does is finished, nothing it holds is given back.
     pub fn kill(&mut self) {
-        let (runtime, images) = self.daemon.take().unwrap();
+        let Serving { runtime, images, .. } = self.daemon.take().unwrap();
         // A process that is killed gives back no leases, but what is dropped in this one would.
         runtime.block_on(images.close());
         drop(images);
+        runtime.shutdown_timeout(Duration::from_secs(5));
+    }
+
+    /// Asks the daemon to end, as a signal does, and waits until it has.
+    pub fn stop(&mut self) {
+        let Serving {
+            runtime, end, served, ..
+        } = self.daemon.take().unwrap();
+        end.notify_one();
+        runtime
+            .block_on(async { tokio::time::timeout(PATIENCE, served).await })
+            .unwrap()
+            .unwrap();
         runtime.shutdown_timeout(Duration::from_secs(5));
     }
 
@@ -256,6 +285,11 @@ impl Node {
                 .await
                 .expect("a message or the end in time")
         })
+    }
+
+    /// Lets a client do something beside the test.
+    pub fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+        self.client.spawn(work)
     }
 
     /// Runs a client of something else than gRPC.

@@ -1,5 +1,6 @@
 //! Exec.
 
+use bulkhead_proto::cri::{ExecSyncRequest, runtime_service_client::RuntimeServiceClient};
 use futures_util::future::join_all;
 use tonic::Code;
 
@@ -117,6 +118,29 @@ fn a_client_that_vanishes_takes_its_command_with_it() {
     until("the command to be killed", || {
         (execs(&node, &id) == "0").then_some(())
     });
+}
+
+#[test]
+fn what_runs_for_a_client_ends_with_the_daemon() {
+    let (mut node, id) = node_with_container();
+    let url = node.exec_url(&id, &["run"], &ALL).unwrap();
+    let session = node.wait(async { Remote::open(&url, &ALL).await });
+    let mut client = RuntimeServiceClient::new(node.channel.clone());
+    let request = ExecSyncRequest {
+        container_id: id.clone(),
+        cmd: vec!["run".to_owned()],
+        timeout: 0,
+    };
+    let call = node.spawn(async move { client.exec_sync(request).await });
+    until("both to run", || (execs(&node, &id) == "2").then_some(()));
+
+    node.stop();
+    let status = node.wait(call).unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(status.message().contains("the daemon ends"), "{status:?}");
+    drop(session);
+    node.start();
+    assert_eq!(execs(&node, &id), "0");
 }
 
 #[test]
