@@ -28,7 +28,7 @@ pub async fn ring(transport: &Transport, started_ns: u64) -> Result<(), Transpor
     let connection = connect(transport).await?;
     let message = wire::encode(&answers::hello(started_ns));
     let sent = connection.send_all(&message).await;
-    sent.map_err(TransportError::Connect)?;
+    sent.map_err(TransportError::Ring)?;
     connection.shut_down_sending();
     tokio::spawn(linger(connection));
     Ok(())
@@ -42,8 +42,8 @@ async fn connect(transport: &Transport) -> Result<Connection, TransportError> {
             // though the answer may be there. There is no other way to the host, so there is nothing else to be done.
             Err(error) if error.is_timeout() => {}
             Err(error) if error.is_missing_device() => match &uevents {
-                None => uevents = Some(Uevents::listen().map_err(TransportError::Connect)?),
-                Some(uevents) => uevents.next().await.map_err(TransportError::Connect)?,
+                None => uevents = Some(Uevents::listen().map_err(TransportError::Ring)?),
+                Some(uevents) => uevents.next().await.map_err(TransportError::Ring)?,
             },
             result => return result,
         }

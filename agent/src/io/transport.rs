@@ -39,18 +39,18 @@ pub enum TransportError {
     },
     /// The host cannot be told.
     #[error("cannot tell the host on its port {DOORBELL_PORT} that the agent is ready")]
-    Connect(#[source] io::Error),
+    Ring(#[source] io::Error),
 }
 
 impl TransportError {
     /// Whether the device that carries the transport is not there (yet).
     pub fn is_missing_device(&self) -> bool {
-        matches!(self, Self::Connect(source) if source.raw_os_error() == Some(libc::ENODEV))
+        matches!(self, Self::Ring(source) if source.raw_os_error() == Some(libc::ENODEV))
     }
 
     /// Whether the host did not answer in time.
     pub fn is_timeout(&self) -> bool {
-        matches!(self, Self::Connect(source) if source.kind() == io::ErrorKind::TimedOut)
+        matches!(self, Self::Ring(source) if source.kind() == io::ErrorKind::TimedOut)
     }
 }
 
@@ -75,7 +75,7 @@ impl Transport {
         };
         connect()
             .and_then(|socket| Connection::new(nonblocking(socket)?))
-            .map_err(TransportError::Connect)
+            .map_err(TransportError::Ring)
     }
 
     fn listen(&self, port: u32) -> Result<Listener, TransportError> {

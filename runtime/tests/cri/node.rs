@@ -84,6 +84,16 @@ impl Host for FakeHost {
     }
 }
 
+/// How a client's calls reach the daemon whose socket is, or will be, there.
+pub fn channel(client: &Runtime, socket: PathBuf) -> Channel {
+    let connector = tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
+    });
+    let _entered = client.enter();
+    Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector)
+}
+
 /// A daemon that serves.
 struct Serving {
     runtime: Runtime,
@@ -153,15 +163,7 @@ impl Node {
         );
         push(&registry, "test/image", "latest", &[layer], serde_json::json!({}));
         let image = format!("{}/test/image:latest", registry.name());
-        let socket = config.cri.socket.clone();
-        let connector = tower::service_fn(move |_| {
-            let socket = socket.clone();
-            async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
-        });
-        let channel = {
-            let _entered = client.enter();
-            Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector)
-        };
+        let channel = channel(&client, config.cri.socket.clone());
         let mut node = Self {
             directory,
             host: Arc::default(),

@@ -14,7 +14,9 @@ use std::{
     thread,
 };
 
-use bulkhead_tests::{Container, ContainerSpec, DEADLINE, Daemon, DaemonOptions, Environment, Pod, PodSpec};
+use bulkhead_tests::{
+    Container, ContainerSpec, DEADLINE, Daemon, DaemonOptions, Environment, Pod, PodSpec, until,
+};
 
 fn bulkhead(daemon: &Daemon, arguments: &[&str]) -> Output {
     Command::new(Environment::get().bin.join("bulkhead"))
@@ -150,10 +152,10 @@ fn events_are_told_as_they_happen(daemon: &Daemon, pod: &Pod<'_>) {
         }
     });
     // That the daemon has its call shows when it tells of something.
-    while lines.try_recv().is_err() {
+    until("a first event", || {
         pod.create(ContainerSpec::idle()).remove();
-        thread::sleep(std::time::Duration::from_millis(100));
-    }
+        lines.try_recv().map_err(|error| error.to_string())
+    });
     let container = pod.run(ContainerSpec::idle().with("/metadata/name", "short"));
     // As much of an id as the command prints.
     let short = &container.id()[..13];

@@ -4,21 +4,21 @@
 pub mod apart;
 mod requests;
 
-use std::{collections::BTreeMap, error::Error, io, sync::Mutex, time::Duration};
+use std::{collections::BTreeMap, error::Error, sync::Mutex, time::Duration};
 
 use bytes::Buf;
 use futures_util::StreamExt;
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
 use tonic::{
     Code, Request, Status,
     client::Grpc,
     codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
-    transport::{Channel, Endpoint},
+    transport::Channel,
 };
 
 use apart::Apart;
 use requests::{Made, Requests};
+
+use crate::node::channel;
 
 /// Another makes other requests.
 const SEED: u64 = 6;
@@ -78,15 +78,7 @@ fn whatever_is_asked_is_answered_and_other_pods_go_on() {
     requests.learn(start.texts.clone());
     println!("seed {SEED}");
     let client = tokio::runtime::Runtime::new().unwrap();
-    let socket = start.socket.clone();
-    let connector = tower::service_fn(move |_| {
-        let socket = socket.clone();
-        async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
-    });
-    let channel = {
-        let _entered = client.enter();
-        Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector)
-    };
+    let channel = channel(&client, start.socket.clone());
     let answers = Mutex::new(BTreeMap::<(String, String), usize>::new());
 
     let mut rounds = Vec::new();

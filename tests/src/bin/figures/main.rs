@@ -3,8 +3,8 @@
 //! Each benchmark says in its module what is measured against what, and where the comparison is not quite even.
 
 mod boot;
-mod conformance;
 mod containerd;
+mod critest;
 mod figure;
 mod images;
 mod life;
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     let name = env::args().nth(1).unwrap_or_default();
     let measured = match name.as_str() {
         "boot" => boot::measure(),
-        "critest" => conformance::measure(),
+        "critest" => critest::measure(),
         "images" => images::measure(),
         "many" => many::measure(),
         "memory" => memory::measure(),

@@ -25,7 +25,7 @@ use crate::{
 
 const EXECS: usize = 30;
 
-const TRANSFERS: usize = 5;
+const TRANSFERS: usize = 2;
 
 /// What goes through, in bytes.
 const BYTES: u64 = 64_000_000;
